@@ -1,0 +1,120 @@
+"""What every lease store offers, and the events in which it speaks. No store is imported here.
+
+A store never ends its watch because of trouble: it reports `Lost`, keeps trying, and comes back
+with a full `Snapshot`, so that a consumer needs one code path for start, resync and recovery.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from threading import Event
+from typing import Protocol, TypeAlias
+
+from kersey_control.lease import Lease
+from kersey_control.netconfig import NetworkConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """One record that could not be read; all others are unaffected."""
+
+    record: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Every lease at one instant. What is not in it does not exist."""
+
+    leases: tuple[Lease, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A lease was added, renewed or changed."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A lease was deleted or expired."""
+
+    subnet: IPv4Network
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The store stopped answering; sent once per outage. The last state stays in force."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The store answers again; sent once per outage."""
+
+
+StoreEvent: TypeAlias = Snapshot | Changed | Removed | Skipped | Lost | Restored
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLease:
+    """Our own claim as the store holds it.
+
+    `expires_at` is seconds since the epoch, None for a reservation (it never expires and is never
+    given an expiry). `revision` is what the next compare-and-swap must find.
+    """
+
+    lease: Lease
+    expires_at: float | None
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What this node asks for: who it is, how it is reached, and the subnet it had before.
+
+    `previous` is the subnet of the last run (from subnet.env); None if unknown.
+    """
+
+    node_id: str
+    public_ip: IPv4Address
+    backend_type: str
+    backend_data: bytes
+    previous: IPv4Network | None = None
+
+
+class SubnetStore(Protocol):
+    """Where leases live. Blocking calls; each raises only errors of `kersey_control.errors`."""
+
+    def read_config(self) -> bytes:
+        """Return the network config's JSON text.
+
+        Raises StoreError, or InvalidInputError naming the record when it does not exist.
+        """
+        ...
+
+    def watch_config(self, stop: Event) -> Iterator[bytes]:
+        """Yield the config's text whenever it changes, until `stop`; silent about outages."""
+        ...
+
+    def acquire(self, claim: Claim, config: NetworkConfig) -> OwnLease:
+        """Take, or take back, a subnet for this node.
+
+        Raises StoreError, SubnetsExhaustedError, or DuplicateNodeError when another node id holds
+        a live lease for the same public address.
+        """
+        ...
+
+    def renew(self, own: OwnLease, claim: Claim) -> OwnLease:
+        """Extend our lease and write the claim's present data, by compare-and-swap.
+
+        Raises StoreConflictError when the record is gone or is no longer ours as we knew it.
+        """
+        ...
+
+    def watch(self, stop: Event) -> Iterator[StoreEvent]:
+        """Yield a Snapshot, then events, until `stop` is set. Never raises for an outage."""
+        ...

@@ -1,0 +1,43 @@
+"""What the daemon knows about itself: written by the control loop, read by health and metrics.
+
+Each field is replaced, never modified in place, so that a reader on another thread sees an old or a
+new value and no mixture. Nothing here blocks or asks the kernel.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+
+from kersey_control.uplink import Uplink
+
+
+@dataclass(slots=True)
+class Status:
+    """One node's state as of the last turn of the control loop. Times are seconds, monotonic."""
+
+    datapath: str = "netlink"
+    datapath_reason: str = ""
+    backend: str = ""
+    network: IPv4Network | None = None
+    subnet: IPv4Network | None = None
+    uplink: Uplink | None = None
+    mtu: int = 0
+    lease_expires_at: float | None = None
+    """Seconds since the epoch; None for a reservation, or before the first lease."""
+    store_connected: bool = False
+    store_trouble: str = "not connected yet"
+    lease_trouble: str = ""
+    leases: Counter[str] = field(default_factory=Counter)
+    """Leases of other nodes by backend type."""
+    peers_desired: int = 0
+    peers_programmed: int = 0
+    refused: dict[IPv4Network, str] = field(default_factory=dict)
+    """Peers that cannot be programmed, with the reason."""
+    skipped_records: int = 0
+    resyncs: int = 0
+    store_losses: int = 0
+    repairs: Counter[str] = field(default_factory=Counter)
+    """Kernel objects and rule sets put right after someone else changed them, by kind."""
+    netlink_errors: int = 0
+    ready: bool = False
+    heartbeat: float = 0.0

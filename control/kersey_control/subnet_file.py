@@ -1,0 +1,127 @@
+"""The subnet file (`subnet.env`): what the CNI plugin reads to set up pods.
+
+Promises: flannel's lines in flannel's order; a reader sees the old file or the whole new one, also
+after a power loss; mode 0644 whatever the umask. Never removes the file: pods are added while the
+daemon is down.
+"""
+
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_FILE_MODE = 0o644
+_DIR_MODE = 0o755
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetFile:
+    """The file's content; `mtu` is in bytes of IP packet, one for both families."""
+
+    network: IPv4Network
+    subnet: IPv4Network
+    mtu: int
+    ip_masq: bool
+    network_v6: IPv6Network | None = None
+    subnet_v6: IPv6Network | None = None
+
+    def format(self) -> str:
+        """Return the text: flannel pkg/subnet/subnet.go, WriteSubnetFile."""
+        lines = [
+            f"FLANNEL_NETWORK={self.network}",
+            f"FLANNEL_SUBNET={_first_address(self.subnet)}",
+        ]
+        if self.network_v6 is not None and self.subnet_v6 is not None:
+            lines.append(f"FLANNEL_IPV6_NETWORK={self.network_v6}")
+            lines.append(f"FLANNEL_IPV6_SUBNET={_first_address(self.subnet_v6)}")
+        lines.append(f"FLANNEL_MTU={self.mtu}")
+        lines.append(f"FLANNEL_IPMASQ={'true' if self.ip_masq else 'false'}")
+        return "".join(f"{line}\n" for line in lines)
+
+
+def write_subnet_file(path: Path, content: SubnetFile) -> bool:
+    """Make the file say `content`; return whether it had to change. Raises OSError."""
+    text = content.format().encode()
+    if _is_right(path, text):
+        return False
+    _make_directories(path.parent)
+    _replace(path, text)
+    return True
+
+
+def read_subnet_file(path: Path) -> IPv4Network | None:
+    """Return the subnet that the file names; None, with a warning, if it names no valid one.
+
+    A missing file is None without a warning.
+    """
+    try:
+        return _subnet_of(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("subnet file unusable", extra={"path": str(path), "reason": str(error)})
+        return None
+
+
+def _subnet_of(text: str) -> IPv4Network:
+    """Return the subnet that a file's text names; ValueError if it names none or several."""
+    value = dict(map(_assignment, text.splitlines())).get("FLANNEL_SUBNET")
+    if not value:
+        raise ValueError("no FLANNEL_SUBNET")
+    return IPv4Network(value, strict=False)
+
+
+def _assignment(line: str) -> tuple[str, str]:
+    """Read one shell-like assignment; the key of any other line is a text that no one asks for."""
+    key, _, value = line.strip().removeprefix("export ").partition("=")
+    value = value.strip()
+    if value[:1] in {'"', "'"}:
+        return key.strip(), value[1:].partition(value[0])[0]
+    return key.strip(), value.partition(" #")[0].strip()
+
+
+def _first_address(subnet: IPv4Network | IPv6Network) -> str:
+    """Return the bridge's address, the one behind the subnet's base."""
+    return f"{subnet.network_address + 1}/{subnet.prefixlen}"
+
+
+def _is_right(path: Path, text: bytes) -> bool:
+    try:
+        return path.read_bytes() == text and path.stat().st_mode & 0o777 == _FILE_MODE
+    except OSError:
+        return False
+
+
+def _make_directories(path: Path) -> None:
+    missing = [level for level in (path, *path.parents) if not level.exists()]
+    for level in reversed(missing):
+        level.mkdir(exist_ok=True)
+        level.chmod(_DIR_MODE)  # mkdir's own mode is subject to the umask
+
+
+def _replace(path: Path, text: bytes) -> None:
+    """Put `text` in place of the file, by a neighbour that is complete before it gets the name."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(handle, _FILE_MODE)
+            os.fsync(handle)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

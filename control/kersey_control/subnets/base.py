@@ -8,55 +8,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from threading import Event
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
+from kersey_control.events import (
+    Changed,
+    Lost,
+    Removed,
+    Restored,
+    Skipped,
+    Snapshot,
+    StoreEvent,
+)
 from kersey_control.lease import Lease
 from kersey_control.netconfig import NetworkConfig
 
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """One record that could not be read; all others are unaffected."""
-
-    record: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Every lease at one instant. What is not in it does not exist."""
-
-    leases: tuple[Lease, ...]
-    skipped: tuple[Skipped, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """A lease was added, renewed or changed."""
-
-    lease: Lease
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """A lease was deleted or expired."""
-
-    subnet: IPv4Network
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The store stopped answering; sent once per outage. The last state stays in force."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """The store answers again; sent once per outage."""
-
-
-StoreEvent: TypeAlias = Snapshot | Changed | Removed | Skipped | Lost | Restored
+__all__ = [
+    "Changed",
+    "Claim",
+    "Lost",
+    "OwnLease",
+    "Removed",
+    "Restored",
+    "Skipped",
+    "Snapshot",
+    "StoreEvent",
+    "SubnetStore",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Generated Python for `rpc.proto`. Nothing here is written by hand; see scripts/generate-etcdrpc."""

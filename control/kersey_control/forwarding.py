@@ -1,0 +1,357 @@
+"""Carry peers into the kernel, keep them there, and say for each peer whether it is.
+
+Promises: no I/O before the first `set_peers`, so that a restart without a lease store leaves the
+kernel forwarding as it was; a peer that is refused or fails never holds up another. It never
+touches devices (the backend's) and never decides when to audit (the daemon's). Time is passed in,
+in seconds of one monotonic clock. One thread at a time; `desired` may be read from any.
+"""
+
+import errno
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network
+
+from kersey_control.backends.base import Backend
+from kersey_control.errors import KernelError, PeerRefusedError
+from kersey_control.peer import Peer
+from kersey_control.reconcile import KernelObject, KernelState, Key, Plan, key_of, plan, state_of
+from kersey_control.rtnetlink import Failure, Rtnl
+
+logger = logging.getLogger(__name__)
+
+_FIRST_RETRY = 0.5
+_LAST_RETRY = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where we are: the pod network, our subnet, and every address that nodes know us by."""
+
+    network: IPv4Network
+    subnet: IPv4Network
+    addresses: frozenset[IPv4Address]
+
+
+class Condition(StrEnum):
+    """What became of a peer."""
+
+    PROGRAMMED = "programmed"
+    FAILING = "failing"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """One peer's condition, with the reason unless it is programmed."""
+
+    peer: Peer
+    condition: Condition
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """What an audit had to do, by kind of object (`Route`, `Neighbour`, ...), and what failed."""
+
+    added: Mapping[str, int] = field(default_factory=dict)
+    replaced: Mapping[str, int] = field(default_factory=dict)
+    removed: Mapping[str, int] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def repairs(self) -> int:
+        """Return how many objects differed from what was wanted."""
+        return sum(sum(kind.values()) for kind in (self.added, self.replaced, self.removed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Retry:
+    reason: str
+    attempts: int
+    due: float
+
+
+class Forwarding:
+    """Hold the peers that should be reachable and make the kernel agree, wholly or peer by peer."""
+
+    def __init__(self, backend: Backend, rtnl: Rtnl, home: Home) -> None:
+        self._backend = backend
+        self._rtnl = rtnl
+        self._home = home
+        self._started = False
+        self._offered: dict[IPv4Network, Peer] = {}
+        self._objects: dict[IPv4Network, tuple[KernelObject, ...]] = {}
+        self._accepted: dict[IPv4Network, Peer] = {}
+        self._desired: KernelState = {}
+        self._shared: Counter[Key] = Counter()  # holders beyond the first
+        self._refused: dict[IPv4Network, str] = {}
+        self._failing: dict[IPv4Network, _Retry] = {}
+        self._sweep: _Retry | None = None  # a removal failed: audit again
+
+    @property
+    def desired(self) -> Mapping[Key, KernelObject]:
+        """Return what the kernel should hold now."""
+        return self._desired
+
+    @property
+    def next_retry(self) -> float | None:
+        """Return when `retry_due` has something to do, None if nothing failed."""
+        retries = [*self._failing.values(), *([self._sweep] if self._sweep else [])]
+        return min((retry.due for retry in retries), default=None)
+
+    def move(self, home: Home) -> None:
+        """Take note that our subnet or addresses changed; the next `audit` judges peers by it."""
+        self._home = home
+
+    def set_peers(self, peers: Iterable[Peer], now: float) -> AuditResult:
+        """Make exactly these peers reachable, and remove what others left. Raises KernelError.
+
+        Where the kernel cannot be read the peers are remembered and the next `audit` does it.
+        """
+        self._started = True
+        self._offered = {peer.subnet: peer for peer in peers}
+        return self.audit(now)
+
+    def put(self, peer: Peer, now: float) -> None:
+        """Make one new or changed peer reachable; before the first `set_peers`, only note it."""
+        self._offered[peer.subnet] = peer
+        if self._started:
+            self._update(peer.subnet, now)
+
+    def remove(self, subnet: IPv4Network, now: float) -> None:
+        """Take one peer away; before the first `set_peers`, only note it."""
+        self._offered.pop(subnet, None)
+        if self._started:
+            self._update(subnet, now)
+
+    def audit(self, now: float) -> AuditResult:
+        """Compare the kernel with what is wanted and repair all of it. Raises KernelError.
+
+        Derives every object anew, since a device made again has another ifindex. Before the first
+        `set_peers` it does nothing.
+        """
+        if not self._started:
+            return AuditResult()
+        actual = self._backend.actual()
+        self._admit_all(actual)
+        todo = plan(self._desired, actual)
+        failures = self._rtnl.apply(todo)
+        self._settle(self._objects, failures, now)
+        return _audit_result(todo, failures)
+
+    def retry_due(self, now: float) -> None:
+        """Try again what failed and whose time has come, against the kernel's actual state."""
+        due = [subnet for subnet, retry in self._failing.items() if retry.due <= now]
+        try:
+            if self._sweep and self._sweep.due <= now:
+                self.audit(now)
+            elif due:
+                self._converge(due, now)
+        except KernelError as error:
+            self._postpone(due, str(error), now)
+
+    def statuses(self) -> Iterable[PeerStatus]:
+        """Yield the status of every peer offered since the last `set_peers`."""
+        for subnet, peer in self._offered.items():
+            if subnet in self._refused:
+                yield PeerStatus(peer, Condition.REFUSED, self._refused[subnet])
+            elif subnet in self._failing:
+                yield PeerStatus(peer, Condition.FAILING, self._failing[subnet].reason)
+            elif subnet in self._objects:
+                yield PeerStatus(peer, Condition.PROGRAMMED)
+            else:
+                yield PeerStatus(peer, Condition.FAILING, "not tried yet")
+
+    def _update(self, subnet: IPv4Network, now: float) -> None:
+        """Bring one peer's objects up to date, and those that were refused because of it.
+
+        The kernel is taken to hold what we put there; only if it turns out to hold something else
+        is it read.
+        """
+        before = state_of(self._objects.get(subnet, ()))
+        uncertain = subnet in self._failing
+        self._withdraw(subnet)
+        waiting = [other for other in self._refused if other != subnet]
+        self._refused.pop(subnet, None)
+        self._failing.pop(subnet, None)
+        for each in (subnet, *waiting):
+            self._admit(each)
+        touched = [each for each in (subnet, *waiting) if each in self._objects]
+        after = state_of(obj for each in touched for obj in self._objects[each])
+        obsolete = {key: obj for key, obj in before.items() if key in after}
+        obsolete |= {key: obj for key, obj in before.items() if key not in self._desired}
+        failures = self._rtnl.apply(plan(after, obsolete))
+        if uncertain or any(failure.errno == errno.EEXIST for failure in failures):
+            failures = self._reconverge(touched, failures)
+        self._settle(touched, failures, now)
+
+    def _reconverge(
+        self, subnets: list[IPv4Network], failures: tuple[Failure, ...]
+    ) -> tuple[Failure, ...]:
+        """Try what failed once more, knowing what the kernel holds."""
+        removals = tuple(f for f in failures if key_of(f.obj) not in self._desired)
+        try:
+            return removals + self._rtnl.apply(self._plan_for(subnets))
+        except KernelError as error:
+            logger.warning("kernel state unreadable", extra={"error": str(error)})
+            return failures
+
+    def _converge(self, subnets: list[IPv4Network], now: float) -> None:
+        self._settle(subnets, self._rtnl.apply(self._plan_for(subnets)), now)
+
+    def _plan_for(self, subnets: list[IPv4Network]) -> Plan:
+        """Return what these peers lack, by the kernel's actual state; nothing is removed."""
+        wanted = state_of(obj for subnet in subnets for obj in self._objects.get(subnet, ()))
+        actual = self._backend.actual()
+        return plan(wanted, {key: actual[key] for key in wanted if key in actual})
+
+    def _admit_all(self, actual: KernelState) -> None:
+        """Derive everything that is wanted from the offered peers.
+
+        Of two that exclude each other the one that works already stays, be it by our doing or by
+        that of the daemon before us; otherwise the first in subnet order.
+        """
+        before, self._accepted = self._accepted, {}
+        self._objects, self._desired, self._shared = {}, {}, Counter()
+        unknown = {subnet for subnet, peer in self._offered.items() if before.get(subnet) != peer}
+        if actual:
+            unknown -= {subnet for subnet in unknown if self._is_present(subnet, actual)}
+        for subnet in sorted(self._offered, key=lambda each: (each in unknown, each)):
+            self._admit(subnet)
+        self._refused = {s: reason for s, reason in self._refused.items() if s in self._offered}
+        self._failing = {s: retry for s, retry in self._failing.items() if s in self._objects}
+
+    def _is_present(self, subnet: IPv4Network, actual: KernelState) -> bool:
+        try:
+            objects = self._backend.objects(self._offered[subnet])
+        except PeerRefusedError:
+            return False
+        return all(actual.get(key_of(obj)) == obj for obj in objects)
+
+    def _admit(self, subnet: IPv4Network) -> None:
+        """Hold a peer's objects as wanted, or note why it is refused."""
+        peer = self._offered.get(subnet)
+        if peer is None:
+            self._refused.pop(subnet, None)
+            return
+        try:
+            self._check(peer)
+            objects = tuple(self._backend.objects(peer))
+            keys = [key_of(obj) for obj in objects]
+            self._check_conflicts(keys, objects)
+        except PeerRefusedError as error:
+            self._refuse(subnet, str(error))
+            return
+        self._refused.pop(subnet, None)
+        self._accepted[subnet] = peer
+        self._objects[subnet] = objects
+        for key, obj in zip(keys, objects, strict=True):
+            if key in self._desired:
+                self._shared[key] += 1
+            self._desired[key] = obj
+
+    def _withdraw(self, subnet: IPv4Network) -> None:
+        self._accepted.pop(subnet, None)
+        for obj in self._objects.pop(subnet, ()):
+            key = key_of(obj)
+            if self._shared[key]:
+                self._shared[key] -= 1
+            else:
+                del self._desired[key], self._shared[key]
+
+    def _check(self, peer: Peer) -> None:
+        network, own = self._home.network, self._home.subnet
+        base, length = int(peer.subnet.network_address), peer.subnet.prefixlen
+        if length < network.prefixlen or base & int(network.netmask) != int(
+            network.network_address
+        ):
+            raise PeerRefusedError(f"subnet: got {peer.subnet}, expected a part of {network}")
+        shorter = min(length, own.prefixlen)
+        if base >> (32 - shorter) == int(own.network_address) >> (32 - shorter):
+            raise PeerRefusedError(
+                f"subnet: got {peer.subnet}, expected nothing in common with our own {own}"
+            )
+        if peer.node in self._home.addresses:
+            raise PeerRefusedError(f"node: got our own address {peer.node}, expected another's")
+
+    def _check_conflicts(self, keys: list[Key], objects: tuple[KernelObject, ...]) -> None:
+        for key, obj in zip(keys, objects, strict=True):
+            held = self._desired.get(key)
+            if held is not None and held != obj:
+                raise PeerRefusedError(
+                    f"{type(obj).__name__}: got {_shown(obj)}, expected no conflict with"
+                    f" {_shown(held)} of peer {self._holder(held)}"
+                )
+
+    def _holder(self, obj: KernelObject) -> IPv4Network | None:
+        return next((s for s, objects in self._objects.items() if obj in objects), None)
+
+    def _refuse(self, subnet: IPv4Network, reason: str) -> None:
+        if self._refused.get(subnet) != reason:
+            logger.warning("peer refused", extra={"subnet": str(subnet), "reason": reason})
+        self._refused[subnet] = reason
+
+    def _settle(
+        self, attempted: Iterable[IPv4Network], failures: tuple[Failure, ...], now: float
+    ) -> None:
+        """Note for each peer that was tried whether it is programmed now, and when to retry."""
+        wrong = {key_of(failure.obj): failure for failure in failures}
+        if not wrong:
+            for subnet in [s for s in attempted if s in self._failing]:
+                self._recover(subnet)
+            if attempted is self._objects:
+                self._sweep = None
+            return
+        for subnet in attempted:
+            first = next((f for o in self._objects[subnet] if (f := wrong.get(key_of(o)))), None)
+            if first is not None:
+                self._postpone([subnet], _reason(first), now)
+            elif subnet in self._failing:
+                self._recover(subnet)
+        stuck = [failure for failure in failures if key_of(failure.obj) not in self._desired]
+        if stuck:
+            logger.warning("stale kernel state stays", extra={"reason": _reason(stuck[0])})
+            self._sweep = _next_retry(self._sweep, _reason(stuck[0]), now)
+        elif attempted is self._objects:
+            self._sweep = None
+
+    def _postpone(self, subnets: Iterable[IPv4Network], reason: str, now: float) -> None:
+        for subnet in subnets:
+            if subnet not in self._failing:
+                logger.warning("peer failing", extra={"subnet": str(subnet), "reason": reason})
+            self._failing[subnet] = _next_retry(self._failing.get(subnet), reason, now)
+
+    def _recover(self, subnet: IPv4Network) -> None:
+        del self._failing[subnet]
+        logger.info("peer programmed after failures", extra={"subnet": str(subnet)})
+
+
+def _next_retry(last: _Retry | None, reason: str, now: float) -> _Retry:
+    attempts = last.attempts + 1 if last else 1
+    delay = min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(attempts - 1, 16))
+    return _Retry(reason=reason, attempts=attempts, due=now + delay)
+
+
+def _reason(failure: Failure) -> str:
+    kind = type(failure.obj).__name__
+    if failure.errno == errno.EEXIST:
+        return f"{kind}: got EEXIST for {_shown(failure.obj)}, expected no foreign one in its place"
+    return f"{kind}: got {failure.reason} for {_shown(failure.obj)}"
+
+
+def _shown(obj: KernelObject) -> str:
+    return ", ".join(f"{name}={value}" for name, value in obj._asdict().items())
+
+
+def _audit_result(todo: Plan, failures: tuple[Failure, ...]) -> AuditResult:
+    put = Counter(type(obj).__name__ for obj in todo.put)
+    replaced = Counter(str(getattr(key[0], "__name__", "")) for key in todo.replaced)
+    return AuditResult(
+        added=+(put - replaced),
+        replaced=replaced,
+        removed=Counter(type(obj).__name__ for obj in todo.remove),
+        failures=failures,
+    )

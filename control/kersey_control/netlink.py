@@ -1,0 +1,274 @@
+"""Devices and their addresses, at a low rate, through pyroute2.
+
+Promises values instead of the library's types, and one exception type that carries the errno. The
+many objects of peers are `rtnetlink`'s. Works in the network namespace of the thread that makes
+the `Links`.
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from kersey_control.addresses import Mac, Vni
+from kersey_control.errors import KernelError
+
+_IFF_UP = 0x1
+
+
+class RequestError(KernelError):
+    """Report one refused request; `errno` says why."""
+
+    def __init__(self, what: str, code: int, detail: str = "") -> None:
+        name = errno.errorcode.get(code, str(code))
+        super().__init__(f"{what}: {name}" + (f" ({detail})" if detail else ""))
+        self.errno = code
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanInfo:
+    """What a VXLAN device was made with. `lower` is an ifindex, 0 if none."""
+
+    vni: Vni
+    port: int
+    lower: int
+    local: IPv4Address | None
+    learning: bool
+    gbp: bool
+    udp_checksum: bool
+    external: bool
+    has_remote: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One network device as the kernel shows it; `mtu` in bytes."""
+
+    ifindex: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    up: bool
+    vxlan: VxlanInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanSpec:
+    """The VXLAN device to make."""
+
+    name: str
+    vni: Vni
+    port: int
+    lower: int
+    local: IPv4Address
+    learning: bool
+    gbp: bool
+    mac: Mac
+    mtu: int
+
+
+class Links:
+    """Read and change devices and their addresses. A context manager; one thread at a time."""
+
+    def __init__(self) -> None:
+        self._ipr = IPRoute()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket; twice without harm."""
+        self._ipr.close()
+
+    def find(self, name: str) -> Link | None:
+        """Return the device of this name, None if there is none. Raises RequestError."""
+        try:
+            with _request(f"read device {name}"):
+                answers = list(self._ipr.link("get", ifname=name))
+        except RequestError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return _link(answers[0]) if answers else None
+
+    def vxlans(self) -> tuple[Link, ...]:
+        """Return all VXLAN devices. Raises RequestError."""
+        with _request("list devices"):
+            links = [_link(answer) for answer in self._ipr.get_links()]
+        return tuple(link for link in links if link.vxlan is not None)
+
+    def create_vxlan(self, spec: VxlanSpec) -> None:
+        """Create a VXLAN device, down. Raises RequestError.
+
+        The MAC is part of the request: set afterwards, systemd-udevd may put its own in its place.
+        The outer UDP checksum is off, which keeps clear of NICs that get the checksum of
+        encapsulated packets wrong; every receiver takes 0 (RFC 7348 section 5).
+        """
+        with _request(f"create VXLAN device {spec.name}"):
+            self._ipr.link(
+                "add",
+                ifname=spec.name,
+                kind="vxlan",
+                address=spec.mac,
+                mtu=spec.mtu,
+                vxlan_id=spec.vni,
+                vxlan_link=spec.lower,
+                vxlan_local=str(spec.local),
+                vxlan_port=spec.port,
+                vxlan_learning=spec.learning,
+                vxlan_udp_csum=0,
+                **({"vxlan_gbp": True} if spec.gbp else {}),
+            )
+
+    def change_vxlan(self, link: Link, *, local: IPv4Address, learning: bool) -> None:
+        """Change source address and learning of a VXLAN device in place. Raises RequestError."""
+        with _request(f"change VXLAN device {link.name}"):
+            self._ipr.link(
+                "set",
+                index=link.ifindex,
+                kind="vxlan",
+                vxlan_local=str(local),
+                vxlan_learning=learning,
+            )
+
+    def change(
+        self,
+        link: Link,
+        *,
+        mtu: int | None = None,
+        mac: Mac | None = None,
+        up: bool | None = None,
+    ) -> None:
+        """Change what is given of a device. Raises RequestError."""
+        wanted: dict[str, Any] = {}
+        if mtu is not None:
+            wanted["mtu"] = mtu
+        if mac is not None:
+            wanted["address"] = mac
+        if up is not None:
+            wanted["state"] = "up" if up else "down"
+        with _request(f"set {wanted} on device {link.name}"):
+            self._ipr.link("set", index=link.ifindex, **wanted)
+
+    def delete(self, link: Link) -> None:
+        """Delete a device; one that is gone already is no error. Raises RequestError."""
+        try:
+            with _request(f"delete device {link.name}"):
+                self._ipr.link("del", index=link.ifindex)
+        except RequestError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+    def addresses(self, ifindex: int) -> tuple[IPv4Interface, ...]:
+        """Return a device's IPv4 addresses with their prefix lengths. Raises RequestError."""
+        with _request(f"list addresses of ifindex {ifindex}"):
+            answers = list(self._ipr.get_addr(index=ifindex, family=2))
+        return tuple(
+            IPv4Interface((answer.get("local") or answer.get("address"), int(answer["prefixlen"])))
+            for answer in answers
+        )
+
+    def has_address(self, address: IPv4Address) -> bool:
+        """Return whether any device of this host has the address. Raises RequestError."""
+        with _request(f"look for address {address}"):
+            answers = list(self._ipr.get_addr(family=2))
+        return any((a.get("local") or a.get("address")) == str(address) for a in answers)
+
+    def add_address(self, ifindex: int, address: IPv4Interface) -> None:
+        """Add an address; one that is there already is no error. Raises RequestError."""
+        try:
+            with _request(f"add address {address} to ifindex {ifindex}"):
+                self._ipr.addr(
+                    "add",
+                    index=ifindex,
+                    address=str(address.ip),
+                    prefixlen=address.network.prefixlen,
+                )
+        except RequestError as error:
+            if error.errno != errno.EEXIST:
+                raise
+
+    def remove_address(self, ifindex: int, address: IPv4Interface) -> None:
+        """Remove an address; one that is gone already is no error. Raises RequestError."""
+        try:
+            with _request(f"remove address {address} from ifindex {ifindex}"):
+                self._ipr.addr(
+                    "del",
+                    index=ifindex,
+                    address=str(address.ip),
+                    prefixlen=address.network.prefixlen,
+                )
+        except RequestError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                raise
+
+
+def write_sysctl(path: str, value: str) -> bool:
+    """Set a sysctl (`net/ipv6/conf/x/accept_ra`) if it exists; return whether it had to change.
+
+    Raises RequestError.
+    """
+    file = Path("/proc/sys") / path
+    try:
+        if not file.exists() or file.read_text().strip() == value:
+            return False
+        file.write_text(value)
+    except OSError as error:
+        raise RequestError(f"set sysctl {path}={value}", error.errno or 0) from error
+    return True
+
+
+@contextmanager
+def _request(what: str) -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        raise RequestError(what, int(error.code), str(error.args[-1])) from error
+    except OSError as error:
+        raise RequestError(what, error.errno or 0) from error
+
+
+def _link(answer: Any) -> Link:
+    info = answer.get("linkinfo")
+    kind = str(info.get("kind") or "") if info else ""
+    data = info.get("data") if info else None
+    return Link(
+        ifindex=int(answer["index"]),
+        name=str(answer.get("ifname")),
+        kind=kind,
+        mac=str(answer.get("address") or ""),
+        mtu=int(answer.get("mtu") or 0),
+        up=bool(int(answer["flags"]) & _IFF_UP),
+        vxlan=_vxlan(data) if kind == "vxlan" and data else None,
+    )
+
+
+def _vxlan(data: Any) -> VxlanInfo:
+    local = data.get("vxlan_local")
+    return VxlanInfo(
+        vni=Vni(int(data.get("vxlan_id") or 0)),
+        port=int(data.get("vxlan_port") or 0),
+        lower=int(data.get("vxlan_link") or 0),
+        local=IPv4Address(local) if local else None,
+        learning=bool(data.get("vxlan_learning")),
+        gbp=data.get_attr("IFLA_VXLAN_GBP") is not None,
+        udp_checksum=bool(data.get("vxlan_udp_csum")),
+        external=bool(data.get("vxlan_collect_metadata")),
+        has_remote=bool(data.get("vxlan_group") or data.get("vxlan_group6")),
+    )

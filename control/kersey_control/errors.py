@@ -34,11 +34,11 @@ class StoreAuthError(StoreError):
 
 
 class StoreConflictError(StoreError):
-    """Report a lost compare-and-swap: the record changed since it was read. Read again, decide again."""
+    """Report a lost compare-and-swap: the record changed since it was read. Read again."""
 
 
 class StoreRefusedError(StoreError):
-    """Report that the store understood and refused for good (too large, malformed). Do not retry."""
+    """Report that the store understood and refused for good (too large, malformed)."""
 
 
 class SubnetsExhaustedError(KerseyError):

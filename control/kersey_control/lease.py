@@ -15,6 +15,7 @@ import msgspec
 from kersey_control.errors import InvalidInputError
 
 _Address = TypeVar("_Address", IPv4Address, IPv6Address)
+_NO_ADDRESS = str(IPv4Address(0))  # what flannel writes where a node has no IPv4 address
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?")
 
 
@@ -36,14 +37,15 @@ class Lease:
     backend_v6_data: bytes = b""
 
 
-class _LeaseValue(msgspec.Struct, omit_defaults=True):
+class _LeaseValue(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Mirror the JSON value of a lease; the field order is flannel's byte order."""
 
     public_ip: str = msgspec.field(name="PublicIP")
     public_ipv6: str | None = msgspec.field(name="PublicIPv6")
     backend_type: str = msgspec.field(name="BackendType", default="")
-    backend_data: msgspec.Raw = msgspec.field(name="BackendData", default=msgspec.Raw(b""))
-    backend_v6_data: msgspec.Raw = msgspec.field(name="BackendV6Data", default=msgspec.Raw(b""))
+    # Unset, not empty: msgspec does not take an empty Raw for its default and writes `"Name":,`.
+    backend_data: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="BackendData")
+    backend_v6_data: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="BackendV6Data")
     node_id: str = msgspec.field(name="NodeID", default="")
 
 
@@ -63,7 +65,7 @@ _encode_value = msgspec.json.Encoder().encode
 
 
 def subnet_key(subnet: IPv4Network, subnet_v6: IPv6Network | None = None) -> str:
-    """Return the last part of a lease's key, e.g. `10.5.52.0-24` or `10.5.52.0-24&fd05:0:0:1::-64`."""
+    """Return the last part of a lease's key: `10.5.52.0-24`, or with `&fd05:0:0:1::-64` behind."""
     key = f"{subnet.network_address}-{subnet.prefixlen}"
     if subnet_v6 is not None:
         key += f"&{subnet_v6.network_address}-{subnet_v6.prefixlen}"
@@ -74,7 +76,8 @@ def parse_subnet_key(key: str) -> tuple[IPv4Network, IPv6Network | None]:
     """Return the subnets that `key` (the part behind `subnets/`) names.
 
     Stricter than flannel, which anchors only the end: a key with anything before the address, with
-    host bits set or with a length that no subnet has is refused with InvalidInputError.
+    host bits set, with an IPv4 length outside 1 to 31 (0 is what flannel writes for IPv6 alone) or
+    spelled otherwise than `subnet_key` spells it is refused with InvalidInputError.
     """
     match = _KEY.fullmatch(key)
     try:
@@ -82,6 +85,8 @@ def parse_subnet_key(key: str) -> tuple[IPv4Network, IPv6Network | None]:
             raise ValueError  # noqa: TRY301  # one message for every way to be wrong
         v4 = IPv4Network(f"{match[1]}/{match[2]}")
         v6 = IPv6Network(f"{match[3]}/{match[4]}") if match[3] else None
+        if not 1 <= v4.prefixlen <= 31 or subnet_key(v4, v6) != key:  # noqa: PLR2004  # see above
+            raise ValueError  # noqa: TRY301  # as above
     except ValueError:
         raise InvalidInputError(
             field="lease key", value=key, expected="<IPv4 base>-<length>[&<IPv6 base>-<length>]"
@@ -90,21 +95,21 @@ def parse_subnet_key(key: str) -> tuple[IPv4Network, IPv6Network | None]:
 
 
 def encode_lease(lease: Lease) -> bytes:
-    """Return the lease's value as compact JSON, byte for byte as flannel plus an optional NodeID."""
+    """Return the lease's value: compact JSON, flannel's bytes plus NodeID where one is set."""
     return _encode_value(
         _LeaseValue(
             public_ip=str(lease.public_ip),
             public_ipv6=None if lease.public_ipv6 is None else str(lease.public_ipv6),
             backend_type=lease.backend_type,
-            backend_data=msgspec.Raw(lease.backend_data),
-            backend_v6_data=msgspec.Raw(lease.backend_v6_data),
+            backend_data=_optional(lease.backend_data),
+            backend_v6_data=_optional(lease.backend_v6_data),
             node_id=lease.node_id,
         )
     )
 
 
 def decode_lease(key: str, value: bytes) -> Lease:
-    """Return the lease that one store record describes; InvalidInputError says what is wrong with it."""
+    """Return the lease of one store record. Raises InvalidInputError naming what is wrong."""
     subnet, subnet_v6 = parse_subnet_key(key)
     try:
         raw = _decode_value(value)
@@ -114,7 +119,7 @@ def decode_lease(key: str, value: bytes) -> Lease:
         ) from None
     return Lease(
         subnet=subnet,
-        public_ip=_address(IPv4Address, raw.public_ip or "0.0.0.0", f"lease {key}: PublicIP"),
+        public_ip=_address(IPv4Address, raw.public_ip or _NO_ADDRESS, f"lease {key}: PublicIP"),
         backend_type=raw.backend_type or "",
         backend_data=_present(raw.backend_data),
         node_id=raw.node_id or "",
@@ -126,6 +131,10 @@ def decode_lease(key: str, value: bytes) -> Lease:
         ),
         backend_v6_data=_present(raw.backend_v6_data),
     )
+
+
+def _optional(text: bytes) -> msgspec.Raw | msgspec.UnsetType:
+    return msgspec.Raw(text) if text else msgspec.UNSET
 
 
 def _present(raw: msgspec.Raw) -> bytes:

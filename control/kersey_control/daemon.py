@@ -1,0 +1,245 @@
+"""kerseyd, the process: command line, lock, signals, servers, start-up and exit status.
+
+Exit status: 0 after SIGINT or SIGTERM, 1 for a fault at the start that no waiting mends, 2 for a
+bad command line. Kernel state stays at every exit.
+"""
+
+import fcntl
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from kersey_control import __version__
+from kersey_control.agent import Agent, Inbox, Stop
+from kersey_control.backends.vxlan import VxlanBackend
+from kersey_control.backoff import Backoff
+from kersey_control.errors import InvalidInputError, KerseyError, StoreError
+from kersey_control.health import HealthServer, HealthState
+from kersey_control.local_node import LocalNode
+from kersey_control.logs import configure_logging
+from kersey_control.metrics import MetricsServer
+from kersey_control.netconfig import NetworkConfig, parse_network_config
+from kersey_control.netlink import Links
+from kersey_control.node_identity import node_id, read_machine_id
+from kersey_control.options import Datapath, Options, read_options
+from kersey_control.rtnetlink import Rtnl
+from kersey_control.sdnotify import ServiceManager
+from kersey_control.status import Status
+from kersey_control.subnet_file import read_subnet_file
+from kersey_control.subnets.base import SubnetStore
+from kersey_control.subnets.etcd import EtcdOptions, EtcdStore
+from kersey_control.uplink import Uplink, find_uplink
+
+logger = logging.getLogger(__name__)
+
+CONFIG_RETRY_INITIAL = 0.5
+CONFIG_RETRY_CAP = 5.0
+MAX_SILENCE = 30.0
+"""Seconds without a turn of the control loop after which /healthz reports it."""
+
+
+def main() -> None:
+    """Run the daemon by the command line and the environment, and exit."""
+    options = read_options(sys.argv[1:], os.environ)
+    configure_logging(options.log_format, options.effective_log_level)
+    for argument in options.ignored_arguments:
+        logger.warning("argument ignored", extra={"argument": argument})
+    try:
+        serve(options)
+    except KerseyError as error:
+        logger.critical("cannot go on", extra={"reason": str(error)})
+        sys.exit(1)
+
+
+def serve(options: Options) -> None:
+    """Run one node until a signal. Raises KerseyError for what no waiting mends."""
+    status = Status(heartbeat=time.monotonic())
+    inbox: Inbox = queue.SimpleQueue()
+    stop = threading.Event()
+    _stop_on_signals(stop, inbox)
+    logger.info("kerseyd starts", extra={"version": __version__})
+    with ExitStack() as opened:
+        opened.enter_context(_sole_daemon(options.subnet_file))
+        if options.healthz_port:
+            state = HealthState(status, MAX_SILENCE, time.monotonic)
+            opened.enter_context(
+                HealthServer(state, address=options.healthz_ip, port=options.healthz_port)
+            )
+        opened.enter_context(
+            MetricsServer(status=status, address=options.metrics_ip, port=options.metrics_port)
+        )
+        store = opened.enter_context(EtcdStore(etcd_options(options)))
+        config = wait_for_config(store, status, stop)
+        if config is not None:
+            links = opened.enter_context(Links())
+            rtnl = opened.enter_context(Rtnl())
+            agent = _prepare(
+                options=options,
+                config=config,
+                store=store,
+                status=status,
+                inbox=inbox,
+                links=links,
+                rtnl=rtnl,
+            )
+            agent.run()
+    logger.info("kerseyd ends, the kernel goes on forwarding")
+
+
+def wait_for_config(
+    store: SubnetStore, status: Status, stop: threading.Event
+) -> NetworkConfig | None:
+    """Return the network config once the store holds a valid one, None if `stop` came first."""
+    backoff = Backoff(initial=CONFIG_RETRY_INITIAL, cap=CONFIG_RETRY_CAP)
+    while not stop.is_set():
+        status.heartbeat = time.monotonic()
+        try:
+            config = parse_network_config(store.read_config())
+        except (StoreError, InvalidInputError) as error:
+            if status.store_trouble != str(error):
+                status.store_trouble = str(error)
+                logger.warning("no network config yet, waiting", extra={"reason": str(error)})
+            stop.wait(backoff.delay())
+        else:
+            status.store_connected, status.store_trouble = True, ""
+            return config
+    return None
+
+
+def etcd_options(options: Options) -> EtcdOptions:
+    """Return the lease store's part of the options."""
+    return EtcdOptions(
+        endpoints=options.etcd_endpoints,
+        prefix=options.etcd_prefix,
+        keyfile=options.etcd_keyfile,
+        certfile=options.etcd_certfile,
+        cafile=options.etcd_cafile,
+        username=options.etcd_username,
+        password=options.etcd_password,
+    )
+
+
+def _prepare(
+    *,
+    options: Options,
+    config: NetworkConfig,
+    store: SubnetStore,
+    status: Status,
+    inbox: Inbox,
+    links: Links,
+    rtnl: Rtnl,
+) -> Agent:
+    """Choose the uplink, prepare the device, and return the control loop that keeps them."""
+    _choose_datapath(options, status)
+    _warn_of_what_is_missing(config)
+    uplink = find_uplink(options)
+    _log_uplink(uplink)
+    identity = _identity(options)
+    backend = VxlanBackend(config.backend, config.network, identity, links, rtnl)
+    backend.prepare(uplink)
+    status.backend, status.network = backend.lease_type, config.network
+    status.uplink, status.mtu = uplink, backend.mtu
+    return Agent(
+        options=options,
+        config=config,
+        node_id=identity,
+        previous=read_subnet_file(options.subnet_file),
+        store=store,
+        uplink=uplink,
+        backend=backend,
+        rtnl=rtnl,
+        local=LocalNode(
+            options=options, config=config, backend=backend, links=links, status=status
+        ),
+        status=status,
+        service=ServiceManager(os.environ),
+        inbox=inbox,
+    )
+
+
+def _choose_datapath(options: Options, status: Status) -> None:
+    reason = "this version has no BPF programs yet"
+    if options.datapath is Datapath.BPF:
+        raise InvalidInputError(
+            field="datapath", value="bpf", expected=f"auto or netlink: {reason}"
+        )
+    status.datapath = "netlink"
+    status.datapath_reason = "asked for" if options.datapath is Datapath.NETLINK else reason
+    logger.info("datapath", extra={"mode": status.datapath, "reason": status.datapath_reason})
+
+
+def _warn_of_what_is_missing(config: NetworkConfig) -> None:
+    if config.network_v6 is not None:
+        logger.warning("EnableIPv6 is set, but this version carries IPv4 only")
+    if config.backend.direct_routing:
+        logger.warning("DirectRouting is set, but this version sends all peers through the tunnel")
+    forwarding = Path("/proc/sys/net/ipv4/ip_forward")
+    if forwarding.read_text().strip() == "0":
+        logger.warning(
+            "the kernel does not forward IPv4, pods stay unreachable",
+            extra={"cure": "sysctl -w net.ipv4.ip_forward=1"},
+        )
+
+
+def _log_uplink(uplink: Uplink) -> None:
+    logger.info(
+        "uplink chosen",
+        extra={
+            "interface": uplink.name,
+            "address": str(uplink.address),
+            "public_ip": str(uplink.public_ip),
+            "mtu": uplink.mtu,
+            "reason": uplink.reason,
+        },
+    )
+
+
+def _identity(options: Options) -> str:
+    try:
+        return node_id(options.node_id, machine_id=read_machine_id(), state_dir=options.state_dir)
+    except OSError as error:
+        raise InvalidInputError(
+            field="state-dir", value=str(options.state_dir), expected=f"a usable folder ({error})"
+        ) from error
+
+
+def _stop_on_signals(stop: threading.Event, inbox: Inbox) -> None:
+    def handle(_number: int, _frame: object) -> None:
+        stop.set()
+        inbox.put(Stop())  # SimpleQueue.put is reentrant, so a signal may come in the midst of one
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+
+
+@contextmanager
+def _sole_daemon(subnet_file: Path) -> Iterator[None]:
+    """Hold a lock beside the subnet file: two daemons that share it would undo each other's work.
+
+    The lock goes with the process, however it ends; the file stays.
+    """
+    path = subnet_file.with_name(f".{subnet_file.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        raise InvalidInputError(
+            field="subnet-file", value=str(subnet_file), expected=f"a writable folder ({error})"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidInputError(
+                field="subnet-file",
+                value=str(subnet_file),
+                expected="a file that no other running daemon uses",
+            ) from None
+        yield

@@ -1,0 +1,180 @@
+"""`scripts/demo`: bring up a cluster, let every pod ping every pod, say what answered.
+
+The result goes to stdout, a table or one JSON object; progress and errors go to stderr. It leaves
+nothing behind unless asked to.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from testbed.cli import look_around, refuse_second
+from testbed.cluster import Cluster
+from testbed.errors import ClusterError
+from testbed.node import Node, Pod
+from testbed.options import add_cluster_options, network_config
+from testbed.reach import Reach, ordered_pairs, reachability
+from testbed.record import STATE_DIR, leave_running
+from testbed.signals import exit_on_signals, undisturbed_afterwards
+
+_ANSWER_WITHIN = (
+    15  # seconds for a pair's first answer: daemons may still be learning of each other
+)
+_LOG_LINES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the demo found."""
+
+    cluster: Cluster
+    backend: str
+    datapath: str
+    results: list[Reach]
+
+    @property
+    def failed(self) -> list[Reach]:
+        return [result for result in self.results if result.rtt_ms is None]
+
+    def as_json(self) -> str:
+        """Return one JSON object on one line."""
+        return json.dumps(
+            {
+                "nodes": len(self.cluster.nodes),
+                "pods": len(self.cluster.pods),
+                "pairs": len(self.results),
+                "reachable": len(self.results) - len(self.failed),
+                "backend": self.backend,
+                "datapath": self.datapath,
+                "results": [
+                    {"from": r.source.name, "to": r.destination.name, "rtt_ms": r.rtt_ms}
+                    for r in self.results
+                ],
+            }
+        )
+
+    def as_table(self) -> str:
+        """Return nodes, and round trips in ms with a row for each sender."""
+        nodes = "\n".join(_node_line(node) for node in self.cluster.nodes)
+        answered = len(self.results) - len(self.failed)
+        return (
+            f"backend {self.backend}, datapath {self.datapath}\n\n{nodes}\n\n"
+            f"round trip in ms, from the row's pod to the column's\n{self._matrix()}\n\n"
+            f"{answered} of {len(self.results)} ordered pod pairs answer"
+        )
+
+    def _matrix(self) -> str:
+        pods = self.cluster.pods
+        cells = {(r.source, r.destination): _cell(r.rtt_ms) for r in self.results}
+        head = " " * 10 + "".join(f"{pod.name:>10}" for pod in pods)
+        rows = [
+            f"{row.name:<10}" + "".join(f"{cells.get((row, column), '-'):>10}" for column in pods)
+            for row in pods
+        ]
+        return "\n".join([head, *rows])
+
+
+def _cell(rtt_ms: float | None) -> str:
+    return "none" if rtt_ms is None else f"{rtt_ms:.3f}"
+
+
+def _node_line(node: Node) -> str:
+    pods = ", ".join(f"{pod.name} {pod.address}" for pod in node.pods)
+    return f"{node.name:<8}{node.address!s:<14}{node.pod_subnet().gateway.network!s:<18}{pods}"
+
+
+def observed_datapath(pods: Sequence[Pod]) -> str:
+    """Return `bpf` where the kernel has a BPF program on every pod's port, else `netlink`."""
+    return "bpf" if pods and all(map(_has_program, pods)) else "netlink"
+
+
+def _has_program(pod: Pod) -> bool:
+    shown = pod.node.namespace.run(
+        "tc", "filter", "show", "dev", pod.port, "ingress", check=False
+    )  # fails where nothing was ever attached
+    return " bpf " in shown.stdout
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build, ping, report; return the exit code."""
+    if arguments.keep:
+        refuse_second()
+    state_dir = STATE_DIR if arguments.keep else None
+    with Cluster(state_dir=state_dir) as cluster, undisturbed_afterwards():
+        try:
+            outcome = build_and_ping(cluster, arguments)
+        except (ClusterError, TimeoutError) as error:
+            return complain(f"{error}", cluster)
+        print(outcome.as_json() if arguments.json else outcome.as_table(), flush=True)
+        if outcome.failed:
+            return complain(f"{len(outcome.failed)} pairs got no answer", cluster)
+        if arguments.keep:
+            leave_running(cluster, backend=arguments.backend)
+            say(look_around())
+    return 0
+
+
+def build_and_ping(cluster: Cluster, arguments: argparse.Namespace) -> Outcome:
+    """Return what the pings of all ordered pairs brought."""
+    say(f"starting etcd, {arguments.nodes} nodes and {arguments.pods} pods on each")
+    cluster.start(
+        nodes=arguments.nodes,
+        pods=arguments.pods,
+        config=network_config(arguments.backend),
+        options=[f"--datapath={arguments.datapath}"],
+    )
+    pairs = ordered_pairs(cluster.pods)
+    say(f"every node has its subnet; pinging {len(pairs)} ordered pod pairs")
+    results = reachability(pairs, timeout=_ANSWER_WITHIN)
+    return Outcome(cluster, arguments.backend, observed_datapath(cluster.pods), results)
+
+
+def complain(problem: str, cluster: Cluster) -> int:
+    """Say what went wrong, with the daemons' last words; return the exit code."""
+    for node in cluster.nodes:
+        if node.daemon.log.exists():
+            say(f"last lines of {node.name}'s kerseyd:\n{node.daemon.log_tail(_LOG_LINES)}\n")
+    say(f"FAILED: {problem}")
+    return 1
+
+
+def say(message: str) -> None:
+    """Print progress, which never mixes with the result."""
+    print(f"demo: {message}", file=sys.stderr, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    made = argparse.ArgumentParser(
+        prog="scripts/demo",
+        description="Start a cluster in namespaces and show that every pod reaches every pod.",
+        allow_abbrev=False,  # scripts/demo looks for --keep too
+    )
+    add_cluster_options(made)
+    made.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    made.add_argument("--keep", action="store_true", help="leave the testbed up to look around")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo: 0 if every pair answered, 1 if not, 2 for a wrong call."""
+    arguments = parser().parse_args(argv)
+    if os.geteuid() != 0:
+        say("must be root: run with sudo")
+        return 2
+    exit_on_signals()
+    try:
+        return run(arguments)
+    except ClusterError as error:
+        say(f"FAILED: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted, cleaned up")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -37,5 +37,5 @@ def mac_from_bytes(raw: bytes) -> Mac:
 
 
 def gateway_of(subnet: IPv4Network) -> IPv4Address:
-    """Return the address by which a subnet's node is reached inside the overlay: the subnet's base."""
+    """Return the address by which a subnet's node is reached in the overlay: its base."""
     return subnet.network_address

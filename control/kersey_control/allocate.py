@@ -1,8 +1,10 @@
 """Which subnet a node gets, decided from the leases that exist. Pure: nothing is read or written.
 
 The order is flannel's (pkg/subnet/etcd/local_manager.go): the lease that this public address holds
-already, else a subnet that the node had before, else one at random among the first free ones. It
-never picks a subnet that overlaps any lease, and never takes over a lease of another node id.
+already, else a subnet that the node had before, else one at random among the first free ones. A
+node whose address changed finds its own lease again: it has our node id and the subnet that we had
+before. Both must agree, since machines cloned from one image share their node id. It never picks a
+subnet that overlaps any lease, and never takes over a lease of another node id.
 """
 
 import random
@@ -59,9 +61,11 @@ def decide(
     are subnets that the node would like, best first. Raises DuplicateNodeError while another
     node id has a lease for the same address, SubnetsExhaustedError when nothing is free.
     """
+    previous = tuple(previous)
     own = [lease for lease in leases if lease.public_ip == public_ip]
     refuse_duplicate(own, node_id=node_id)
-    for lease in own:
+    moved = [lease for lease in leases if lease.node_id == node_id and lease.subnet in previous]
+    for lease in own + moved:
         return Adopt(lease) if is_compatible(lease, config) else Discard(lease)
     taken = [*unreadable, *(lease.subnet for lease in leases)]
     return Create(choose_subnet(taken, previous=previous, config=config, rng=rng))

@@ -4,7 +4,6 @@ Exit status: 0 after SIGINT or SIGTERM, 1 for a fault at the start that no waiti
 bad command line. Kernel state stays at every exit.
 """
 
-import fcntl
 import logging
 import os
 import queue
@@ -12,8 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from kersey_control import __version__
@@ -23,6 +21,7 @@ from kersey_control.backoff import Backoff
 from kersey_control.errors import InvalidInputError, KerseyError, StoreError
 from kersey_control.health import HealthServer, HealthState
 from kersey_control.local_node import LocalNode
+from kersey_control.lock import sole_user
 from kersey_control.logs import configure_logging
 from kersey_control.metrics import MetricsServer
 from kersey_control.netconfig import NetworkConfig, parse_network_config
@@ -49,8 +48,12 @@ def main() -> None:
     """Run the daemon by the command line and the environment, and exit."""
     options = read_options(sys.argv[1:], os.environ)
     configure_logging(options.log_format, options.effective_log_level)
-    for argument in options.ignored_arguments:
-        logger.warning("argument ignored", extra={"argument": argument})
+    if options.ignored_arguments:  # named by the first alone: others may carry a password
+        first, *others = options.ignored_arguments
+        logger.warning(
+            "arguments behind the last flag ignored",
+            extra={"first": first, "further": len(others)},
+        )
     try:
         serve(options)
     except KerseyError as error:
@@ -66,7 +69,7 @@ def serve(options: Options) -> None:
     _stop_on_signals(stop, inbox)
     logger.info("kerseyd starts", extra={"version": __version__})
     with ExitStack() as opened:
-        opened.enter_context(_sole_daemon(options.subnet_file))
+        opened.enter_context(sole_user(options.subnet_file))
         if options.healthz_port:
             state = HealthState(status, MAX_SILENCE, time.monotonic)
             opened.enter_context(
@@ -75,7 +78,7 @@ def serve(options: Options) -> None:
         opened.enter_context(
             MetricsServer(status=status, address=options.metrics_ip, port=options.metrics_port)
         )
-        store = opened.enter_context(EtcdStore(etcd_options(options)))
+        store = opened.enter_context(EtcdStore(EtcdOptions.from_flags(options)))
         config = wait_for_config(store, status, stop)
         if config is not None:
             links = opened.enter_context(Links())
@@ -111,19 +114,6 @@ def wait_for_config(
             status.store_connected, status.store_trouble = True, ""
             return config
     return None
-
-
-def etcd_options(options: Options) -> EtcdOptions:
-    """Return the lease store's part of the options."""
-    return EtcdOptions(
-        endpoints=options.etcd_endpoints,
-        prefix=options.etcd_prefix,
-        keyfile=options.etcd_keyfile,
-        certfile=options.etcd_certfile,
-        cafile=options.etcd_cafile,
-        username=options.etcd_username,
-        password=options.etcd_password,
-    )
 
 
 def _prepare(
@@ -217,29 +207,3 @@ def _stop_on_signals(stop: threading.Event, inbox: Inbox) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
-
-
-@contextmanager
-def _sole_daemon(subnet_file: Path) -> Iterator[None]:
-    """Hold a lock beside the subnet file: two daemons that share it would undo each other's work.
-
-    The lock goes with the process, however it ends; the file stays.
-    """
-    path = subnet_file.with_name(f".{subnet_file.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
-    except OSError as error:
-        raise InvalidInputError(
-            field="subnet-file", value=str(subnet_file), expected=f"a writable folder ({error})"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InvalidInputError(
-                field="subnet-file",
-                value=str(subnet_file),
-                expected="a file that no other running daemon uses",
-            ) from None
-        yield

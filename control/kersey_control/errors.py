@@ -49,6 +49,10 @@ class DuplicateNodeError(KerseyError):
     """Report that another node holds a lease for our public address. An operator must act."""
 
 
+class AlreadyRunningError(KerseyError):
+    """Report that a running kerseyd uses what we were told to use."""
+
+
 class PeerRefusedError(KerseyError):
     """Report that one peer's lease cannot be turned into kernel state; others are untouched."""
 

@@ -17,7 +17,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Every lease at one instant. What is not in it does not exist."""
+    """Every lease at one instant, in the order of writing. What is not in it does not exist."""
 
     leases: tuple[Lease, ...]
     skipped: tuple[Skipped, ...] = ()

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
+from typing import Protocol
 
-from kersey_control.backends.base import Backend
 from kersey_control.errors import KernelError, PeerRefusedError
 from kersey_control.peer import Peer
 from kersey_control.reconcile import KernelObject, KernelState, Key, Plan, key_of, plan, state_of
@@ -24,6 +24,18 @@ logger = logging.getLogger(__name__)
 
 _FIRST_RETRY = 0.5
 _LAST_RETRY = 60.0
+
+
+class Programmer(Protocol):
+    """The part of a backend that forwarding needs: what a peer becomes, and what there is."""
+
+    def objects(self, peer: Peer) -> Iterable[KernelObject]:
+        """Return what the kernel must hold for this peer. Raises PeerRefusedError."""
+        ...
+
+    def actual(self) -> KernelState:
+        """Read back every kernel object that is ours to keep or remove. Raises KernelError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +89,15 @@ class _Retry:
 class Forwarding:
     """Hold the peers that should be reachable and make the kernel agree, wholly or peer by peer."""
 
-    def __init__(self, backend: Backend, rtnl: Rtnl, home: Home) -> None:
+    def __init__(self, backend: Programmer, rtnl: Rtnl, home: Home) -> None:
         self._backend = backend
         self._rtnl = rtnl
         self._home = home
         self._started = False
         self._offered: dict[IPv4Network, Peer] = {}
         self._objects: dict[IPv4Network, tuple[KernelObject, ...]] = {}
-        self._accepted: dict[IPv4Network, Peer] = {}
         self._desired: KernelState = {}
+        self._published: KernelState = self._desired
         self._shared: Counter[Key] = Counter()  # holders beyond the first
         self._refused: dict[IPv4Network, str] = {}
         self._failing: dict[IPv4Network, _Retry] = {}
@@ -93,8 +105,8 @@ class Forwarding:
 
     @property
     def desired(self) -> Mapping[Key, KernelObject]:
-        """Return what the kernel should hold now."""
-        return self._desired
+        """Return what the kernel should hold now; never half of a snapshot."""
+        return self._published
 
     @property
     def next_retry(self) -> float | None:
@@ -109,6 +121,8 @@ class Forwarding:
     def set_peers(self, peers: Iterable[Peer], now: float) -> AuditResult:
         """Make exactly these peers reachable, and remove what others left. Raises KernelError.
 
+        `peers` are in the order in which they were claimed, the newest last.
+
         Where the kernel cannot be read the peers are remembered and the next `audit` does it.
         """
         self._started = True
@@ -116,10 +130,16 @@ class Forwarding:
         return self.audit(now)
 
     def put(self, peer: Peer, now: float) -> None:
-        """Make one new or changed peer reachable; before the first `set_peers`, only note it."""
+        """Make one new or changed peer reachable; before the first `set_peers`, only note it.
+
+        Raises KernelError only where it takes the place of an older claim that excludes it.
+        """
+        self._offered.pop(peer.subnet, None)  # the newest claim stands last
         self._offered[peer.subnet] = peer
         if self._started:
             self._update(peer.subnet, now)
+            if peer.subnet in self._refused:
+                self.audit(now)
 
     def remove(self, subnet: IPv4Network, now: float) -> None:
         """Take one peer away; before the first `set_peers`, only note it."""
@@ -136,10 +156,12 @@ class Forwarding:
         if not self._started:
             return AuditResult()
         actual = self._backend.actual()
-        self._admit_all(actual)
+        self._admit_all()
         todo = plan(self._desired, actual)
         failures = self._rtnl.apply(todo)
         self._settle(self._objects, failures, now)
+        if not self._note_stuck(failures, now):
+            self._sweep = None
         return _audit_result(todo, failures)
 
     def retry_due(self, now: float) -> None:
@@ -151,7 +173,9 @@ class Forwarding:
             elif due:
                 self._converge(due, now)
         except KernelError as error:
-            self._postpone(due, str(error), now)
+            self._postpone(dict.fromkeys(due, str(error)), now)
+            if self._sweep and self._sweep.due <= now:
+                self._sweep = _next_retry(self._sweep, str(error), now)
 
     def statuses(self) -> Iterable[PeerStatus]:
         """Yield the status of every peer offered since the last `set_peers`."""
@@ -187,6 +211,7 @@ class Forwarding:
         if uncertain or any(failure.errno == errno.EEXIST for failure in failures):
             failures = self._reconverge(touched, failures)
         self._settle(touched, failures, now)
+        self._note_stuck(failures, now)
 
     def _reconverge(
         self, subnets: list[IPv4Network], failures: tuple[Failure, ...]
@@ -208,28 +233,18 @@ class Forwarding:
         actual = self._backend.actual()
         return plan(wanted, {key: actual[key] for key in wanted if key in actual})
 
-    def _admit_all(self, actual: KernelState) -> None:
+    def _admit_all(self) -> None:
         """Derive everything that is wanted from the offered peers.
 
-        Of two that exclude each other the one that works already stays, be it by our doing or by
-        that of the daemon before us; otherwise the first in subnet order.
+        Of two that exclude each other the newest wins: a node that moved leaves its old lease
+        behind until that expires, with the same MAC.
         """
-        before, self._accepted = self._accepted, {}
         self._objects, self._desired, self._shared = {}, {}, Counter()
-        unknown = {subnet for subnet, peer in self._offered.items() if before.get(subnet) != peer}
-        if actual:
-            unknown -= {subnet for subnet in unknown if self._is_present(subnet, actual)}
-        for subnet in sorted(self._offered, key=lambda each: (each in unknown, each)):
+        for subnet in reversed(self._offered):
             self._admit(subnet)
+        self._published = self._desired
         self._refused = {s: reason for s, reason in self._refused.items() if s in self._offered}
         self._failing = {s: retry for s, retry in self._failing.items() if s in self._objects}
-
-    def _is_present(self, subnet: IPv4Network, actual: KernelState) -> bool:
-        try:
-            objects = self._backend.objects(self._offered[subnet])
-        except PeerRefusedError:
-            return False
-        return all(actual.get(key_of(obj)) == obj for obj in objects)
 
     def _admit(self, subnet: IPv4Network) -> None:
         """Hold a peer's objects as wanted, or note why it is refused."""
@@ -246,7 +261,6 @@ class Forwarding:
             self._refuse(subnet, str(error))
             return
         self._refused.pop(subnet, None)
-        self._accepted[subnet] = peer
         self._objects[subnet] = objects
         for key, obj in zip(keys, objects, strict=True):
             if key in self._desired:
@@ -254,7 +268,6 @@ class Forwarding:
             self._desired[key] = obj
 
     def _withdraw(self, subnet: IPv4Network) -> None:
-        self._accepted.pop(subnet, None)
         for obj in self._objects.pop(subnet, ()):
             key = key_of(obj)
             if self._shared[key]:
@@ -299,34 +312,37 @@ class Forwarding:
     ) -> None:
         """Note for each peer that was tried whether it is programmed now, and when to retry."""
         wrong = {key_of(failure.obj): failure for failure in failures}
-        if not wrong:
-            for subnet in [s for s in attempted if s in self._failing]:
-                self._recover(subnet)
-            if attempted is self._objects:
-                self._sweep = None
-            return
-        for subnet in attempted:
+        failed: dict[IPv4Network, str] = {}
+        for subnet in attempted if wrong else ():
             first = next((f for o in self._objects[subnet] if (f := wrong.get(key_of(o)))), None)
             if first is not None:
-                self._postpone([subnet], _reason(first), now)
-            elif subnet in self._failing:
-                self._recover(subnet)
-        stuck = [failure for failure in failures if key_of(failure.obj) not in self._desired]
-        if stuck:
-            logger.warning("stale kernel state stays", extra={"reason": _reason(stuck[0])})
-            self._sweep = _next_retry(self._sweep, _reason(stuck[0]), now)
-        elif attempted is self._objects:
-            self._sweep = None
+                failed[subnet] = _reason(first)
+        tried = attempted if self._failing else ()
+        recovered = [s for s in tried if s in self._failing and s not in failed]
+        for subnet in recovered:
+            del self._failing[subnet]
+        if recovered:
+            extra = {"peers": len(recovered), "first": str(recovered[0])}
+            logger.info("peers programmed after failures", extra=extra)
+        self._postpone(failed, now)
 
-    def _postpone(self, subnets: Iterable[IPv4Network], reason: str, now: float) -> None:
-        for subnet in subnets:
-            if subnet not in self._failing:
-                logger.warning("peer failing", extra={"subnet": str(subnet), "reason": reason})
+    def _postpone(self, failed: Mapping[IPv4Network, str], now: float) -> None:
+        """Note failures by subnet; many that begin together, as when a device goes, log once."""
+        new = [subnet for subnet in failed if subnet not in self._failing]
+        if new:
+            extra = {"peers": len(new), "first": str(new[0]), "reason": failed[new[0]]}
+            logger.warning("peers failing", extra=extra)
+        for subnet, reason in failed.items():
             self._failing[subnet] = _next_retry(self._failing.get(subnet), reason, now)
 
-    def _recover(self, subnet: IPv4Network) -> None:
-        del self._failing[subnet]
-        logger.info("peer programmed after failures", extra={"subnet": str(subnet)})
+    def _note_stuck(self, failures: tuple[Failure, ...], now: float) -> bool:
+        """Note whether something that should be gone could not be removed, for a later audit."""
+        stuck = [failure for failure in failures if key_of(failure.obj) not in self._desired]
+        if stuck:
+            extra = {"objects": len(stuck), "reason": _reason(stuck[0])}
+            logger.warning("stale kernel state stays", extra=extra)
+            self._sweep = _next_retry(self._sweep, _reason(stuck[0]), now)
+        return bool(stuck)
 
 
 def _next_retry(last: _Retry | None, reason: str, now: float) -> _Retry:

@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,8 +19,16 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from kersey_control.addresses import Mac, Vni
 from kersey_control.errors import KernelError
+from kersey_control.rtnetlink import PROTOCOL
 
 _IFF_UP = 0x1
+
+OWNER = "kersey"
+"""The interface alias by which a device is known as ours, whatever its name."""
+
+_BLACKHOLE = 6  # RTN_BLACKHOLE of include/uapi/linux/rtnetlink.h
+_BLACKHOLE_METRIC = 2**31
+"""Behind the bridge's own route for the same subnet, which must win while it exists."""
 
 
 class RequestError(KernelError):
@@ -57,6 +65,7 @@ class Link:
     mac: str
     mtu: int
     up: bool
+    alias: str = ""
     vxlan: VxlanInfo | None = None
 
 
@@ -113,6 +122,12 @@ class Links:
             links = [_link(answer) for answer in self._ipr.get_links()]
         return tuple(link for link in links if link.vxlan is not None)
 
+    def owned(self) -> tuple[Link, ...]:
+        """Return all devices that bear our mark. Raises RequestError."""
+        with _request("list devices"):
+            links = [_link(answer) for answer in self._ipr.get_links()]
+        return tuple(link for link in links if link.alias == OWNER)
+
     def create_vxlan(self, spec: VxlanSpec) -> None:
         """Create a VXLAN device, down. Raises RequestError.
 
@@ -127,6 +142,7 @@ class Links:
                 kind="vxlan",
                 address=spec.mac,
                 mtu=spec.mtu,
+                ifalias=OWNER,
                 vxlan_id=spec.vni,
                 vxlan_link=spec.lower,
                 vxlan_local=str(spec.local),
@@ -165,6 +181,12 @@ class Links:
             wanted["state"] = "up" if up else "down"
         with _request(f"set {wanted} on device {link.name}"):
             self._ipr.link("set", index=link.ifindex, **wanted)
+
+    def mark(self, link: Link) -> None:
+        """Make an adopted device ours, so that cleaning up finds it. Raises RequestError."""
+        if link.alias != OWNER:
+            with _request(f"mark device {link.name}"):
+                self._ipr.link("set", index=link.ifindex, ifalias=OWNER)
 
     def delete(self, link: Link) -> None:
         """Delete a device; one that is gone already is no error. Raises RequestError."""
@@ -218,6 +240,40 @@ class Links:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV):
                 raise
 
+    def keep_blackhole(self, subnet: IPv4Network) -> None:
+        """Have our blackhole route for `subnet`, and no other. Raises RequestError."""
+        present = self._blackholes()
+        if subnet not in present:
+            with _request(f"add blackhole route {subnet}"):
+                self._blackhole("add", subnet)
+        for stale in present - {subnet}:
+            self._remove_blackhole(stale)
+
+    def remove_blackholes(self) -> tuple[IPv4Network, ...]:
+        """Remove our blackhole routes and return them. Raises RequestError."""
+        present = self._blackholes()
+        for subnet in present:
+            self._remove_blackhole(subnet)
+        return tuple(present)
+
+    def _blackholes(self) -> set[IPv4Network]:
+        with _request("list blackhole routes"):
+            answers = list(self._ipr.get_routes(family=2, type=_BLACKHOLE, proto=PROTOCOL))
+        return {
+            IPv4Network(f"{answer.get('dst')}/{answer['dst_len']}")
+            for answer in answers
+            if answer["type"] == _BLACKHOLE and answer["proto"] == PROTOCOL
+        }
+
+    def _remove_blackhole(self, subnet: IPv4Network) -> None:
+        with _request(f"remove blackhole route {subnet}"):
+            self._blackhole("del", subnet)
+
+    def _blackhole(self, verb: str, subnet: IPv4Network) -> None:
+        self._ipr.route(
+            verb, dst=str(subnet), type=_BLACKHOLE, proto=PROTOCOL, priority=_BLACKHOLE_METRIC
+        )
+
 
 def write_sysctl(path: str, value: str) -> bool:
     """Set a sysctl (`net/ipv6/conf/x/accept_ra`) if it exists; return whether it had to change.
@@ -255,6 +311,7 @@ def _link(answer: Any) -> Link:
         mac=str(answer.get("address") or ""),
         mtu=int(answer.get("mtu") or 0),
         up=bool(int(answer["flags"]) & _IFF_UP),
+        alias=str(answer.get("ifalias") or ""),
         vxlan=_vxlan(data) if kind == "vxlan" and data else None,
     )
 

@@ -17,6 +17,9 @@ from kersey_control.errors import InvalidInputError
 
 logger = logging.getLogger(__name__)
 
+NODE_ID_FILE = "node-id"
+"""The name of the kept id in the state directory."""
+
 _MACHINE_ID = Path("/etc/machine-id")
 _ID = re.compile(r"[0-9a-f]{32}")
 _PURPOSE = b"kersey node id"
@@ -41,7 +44,7 @@ def node_id(chosen: str, *, machine_id: str | None, state_dir: Path) -> str:
         return chosen
     if machine_id is not None:
         return _derived(machine_id)
-    return _kept(state_dir / "node-id")
+    return _kept(state_dir / NODE_ID_FILE)
 
 
 def _derived(machine_id: str) -> str:

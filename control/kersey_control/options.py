@@ -5,7 +5,7 @@ defaults and FLANNELD_* variables, so that a flannel command line starts kerseyd
 flags are added and never overload one of flannel's. Syntax and environment: `kersey_control.flags`.
 Only `read_options` prints and exits; nothing here opens a file or a socket.
 """
-# ruff: noqa: RUF009  # flag() makes a dataclasses.field(), which is evaluated once on purpose
+# flag() makes a dataclasses.field(), which is evaluated once on purpose
 
 import posixpath
 import re
@@ -135,7 +135,7 @@ def _prefix(text: str) -> str:
 _TEXT = Kind(str, "a text", "TEXT")
 _NAME = Kind(str, "a name or an address", "NAME|IP")
 _URL = Kind(str, "a URL", "URL")
-_PATH = Kind(_path, "a path", "PATH")
+PATH = Kind(_path, "a path", "PATH")
 _OPTIONAL_PATH = Kind(_optional(_path), "a path", "PATH")
 _IPV4 = Kind(_optional(IPv4Address), "an IPv4 address", "IP")
 _IPV6 = Kind(_optional(IPv6Address), "an IPv6 address", "IP")
@@ -217,7 +217,7 @@ class Options(EtcdFlags):
     )
 
     subnet_file: Path = flag(
-        _PATH,
+        PATH,
         default="/run/flannel/subnet.env",
         group=_LEASE,
         help="where the CNI plugin reads this node's subnet and MTU",
@@ -236,7 +236,7 @@ class Options(EtcdFlags):
         own=True,
     )
     state_dir: Path = flag(
-        _PATH,
+        PATH,
         default="/run/kersey",
         group=_LEASE,
         help="where the daemon keeps what it must find again",
@@ -266,7 +266,7 @@ class Options(EtcdFlags):
         own=True,
     )
     bpf_dir: Path = flag(
-        _PATH,
+        PATH,
         default="/sys/fs/bpf/kersey",
         group=_DATAPATH,
         help="where this node's BPF programs and maps are pinned",
@@ -367,7 +367,7 @@ class Options(EtcdFlags):
         help="prefix of the node annotations",
     )
     net_config_path: Path = flag(
-        _PATH,
+        PATH,
         default="/etc/kube-flannel/net-conf.json",
         group=_KUBE,
         help="network config file",

@@ -83,6 +83,9 @@ _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV})
 
 _DUMP_TRIES = 8
 
+# Kinds that exist only on the overlay device, where everything is ours to overwrite.
+_ON_OUR_DEVICE = frozenset((FdbEntry, Neighbour))
+
 
 class Failure(NamedTuple):
     """One object that the kernel refused, with the errno and the kernel's own words, if any."""
@@ -174,6 +177,10 @@ class Rtnl:
             found += (route for route in direct if _is_marked(route, network))
         return state_of(found)
 
+    def nexthops(self) -> tuple[Nexthop, ...]:
+        """Return every nexthop object of our protocol, whatever its device. Raises KernelError."""
+        return tuple(self._marked_nexthops())
+
     def _send(self, batch: list[tuple[KernelObject, int | None]]) -> list[Failure]:
         """Send one batch, only its last message asking for an answer; failures answer unasked."""
         first = self._sequence + 1
@@ -256,13 +263,16 @@ class Rtnl:
                 found.append((got, data[start:end]))
 
     def _nexthops(self, *, overlay: int, uplink: int, network: IPv4Network) -> Iterator[Nexthop]:
-        for _, payload in self._dump(RTM_GETNEXTHOP, _NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)):
-            nexthop = _our_nexthop(payload)
-            if nexthop is None:
-                continue
+        for nexthop in self._marked_nexthops():
             if nexthop.ifindex == overlay or (
                 nexthop.ifindex == uplink and _contains(network, nexthop.id)
             ):
+                yield nexthop
+
+    def _marked_nexthops(self) -> Iterator[Nexthop]:
+        for _, payload in self._dump(RTM_GETNEXTHOP, _NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)):
+            nexthop = _our_nexthop(payload)
+            if nexthop is not None:
                 yield nexthop
 
     def _routes(self, ifindex: int) -> Iterator[Route | StrayRoute]:
@@ -434,7 +444,7 @@ def _contains(network: IPv4Network, address: int) -> bool:
 
 def _put_flags(obj: KernelObject, replaced: frozenset[Key]) -> int:
     """Return how to put an object: what should be new must not overwrite what is not ours."""
-    if isinstance(obj, FdbEntry | Neighbour) or (replaced and key_of(obj) in replaced):
+    if type(obj) in _ON_OUR_DEVICE or (replaced and key_of(obj) in replaced):
         return _CREATE | _REPLACE
     return _CREATE | _EXCL
 

@@ -31,6 +31,9 @@ class Delta:
 class LeaseTable:
     """Hold the leases of all nodes, keyed by subnet, and know which one is ours.
 
+    They keep the order in which they were written last: of two leases that exclude each other the
+    newest counts.
+
     `own` is our lease as the store last confirmed it. A record without a node id is flannel's and
     compared by public address.
     """
@@ -41,7 +44,7 @@ class LeaseTable:
 
     @property
     def leases(self) -> tuple[Lease, ...]:
-        """Return the leases of all other nodes, in no particular order."""
+        """Return the leases of all other nodes, the one written last at the end."""
         return tuple(lease for lease in self._all.values() if lease.subnet != self.own.subnet)
 
     @property
@@ -82,7 +85,7 @@ class LeaseTable:
         )
 
     def _put(self, lease: Lease) -> Delta:
-        before = self._all.get(lease.subnet)
+        before = self._all.pop(lease.subnet, None)
         self._all[lease.subnet] = lease
         if lease.subnet == self.own.subnet or before == lease:
             return Delta()

@@ -102,12 +102,11 @@ def test_twelve_nodes_that_start_at_once_get_twelve_subnets(cluster: Cluster) ->
     subnets = {IPv4Network(subnet_of(node)) for node in cluster.nodes}
     assert len(subnets) == 12
     everyone = {str(subnet) for subnet in subnets}
-    for node in cluster.nodes:
-        wait_until(
-            lambda node=node: peer_routes(node) == everyone - {subnet_of(node)},
-            timeout=10,
-            what=f"{node.name} has routes to the eleven others",
-        )
+    wait_until(
+        lambda: all(peer_routes(node) == everyone - {subnet_of(node)} for node in cluster.nodes),
+        timeout=20,
+        what="each node has routes to the eleven others",
+    )
 
 
 def test_a_node_that_joins_is_reached_and_one_whose_lease_ends_is_forgotten(

@@ -193,7 +193,7 @@ def test_thirty_thousand_leases_are_one_consistent_snapshot(own_bench: Bench) ->
         for x in range(30_000)
     ]
     own_bench.server.put_many(pairs)
-    done = threading.Event()
+    started, done = threading.Event(), threading.Event()
 
     def write_pairs() -> None:
         number = 0
@@ -201,10 +201,12 @@ def test_thirty_thousand_leases_are_one_consistent_snapshot(own_bench: Bench) ->
             # One transaction, one key at each end of the key space: a snapshot has both or none.
             keys = (f"10.0.{number % 256}.0-25", f"10.99.{number % 256}.0-25")
             own_bench.server.put_many([(own_bench.subnets + key, "{}") for key in keys])
+            started.set()
             number += 1
 
     writer = threading.Thread(target=write_pairs)
     writer.start()
+    assert started.wait(10)
     try:
         for _ in range(3):
             with EtcdStore(own_bench.options) as store, Following(store) as following:

@@ -185,6 +185,11 @@ def test_every_vxlan_field_is_read() -> None:
             "IPv6SubnetMax",
             "base address of a /64",
         ),
+        (
+            {"EnableIPv6": True, "IPv6Network": "fd00::/56", "IPv6SubnetMin": "fd00:0:0:1::%eth0"},
+            "IPv6SubnetMin",
+            "an IPv6 address",
+        ),
         ({"IPv6Network": "nonsense"}, "IPv6Network", "IPv6 network"),
         ({"Backend": "vxlan"}, "Backend", "a JSON object"),
         ({"Backend": {"Type": 1}}, "Backend.Type", "a string"),

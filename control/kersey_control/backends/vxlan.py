@@ -122,6 +122,7 @@ class VxlanBackend:
             found = self._keep_or_delete(found, spec)
         if found is None:
             found = self._create(spec)
+        self._links.mark(found)
         self._bring_up(found, spec)
         self._device_now = _Device(found.ifindex, uplink.ifindex, spec.mac, spec.mtu)
         self._ignore_router_advertisements()
@@ -202,7 +203,7 @@ class VxlanBackend:
             local=self._local_address(uplink),
             learning=self._config.learning,
             gbp=self._config.gbp,
-            mac=self._choose_mac(found),
+            mac=self._choose_mac(found, uplink),
             mtu=self._choose_mtu(uplink),
         )
 
@@ -216,7 +217,7 @@ class VxlanBackend:
             return public
         return uplink.address
 
-    def _choose_mac(self, found: Link | None) -> Mac:
+    def _choose_mac(self, found: Link | None, uplink: Uplink) -> Mac:
         """Return the MAC in use, or a stable one: peers know us by it, so it must not wander."""
         if self._device_now is not None:
             return self._device_now.mac
@@ -225,7 +226,7 @@ class VxlanBackend:
                 return parse_mac(found.mac, field=f"MAC of {found.name}")
             except InvalidInputError:
                 pass  # all-zero or multicast: nobody can send to it
-        return derive_mac(self._node_id, self._config.vni)
+        return derive_mac(self._node_id, uplink.public_ip, self._config.vni)
 
     def _choose_mtu(self, uplink: Uplink) -> int:
         underlay = min(self._config.mtu or uplink.mtu, uplink.mtu)
@@ -345,9 +346,12 @@ class VxlanBackend:
 _BROADCAST = IPv4Address("255.255.255.255")
 
 
-def derive_mac(node_id: str, vni: Vni) -> Mac:
-    """Return a node's VTEP MAC: the same at every start, locally administered, unicast."""
-    digest = hashlib.sha256(f"kersey vtep {vni} {node_id}".encode()).digest()
+def derive_mac(node_id: str, address: IPv4Address, vni: Vni) -> Mac:
+    """Return a node's VTEP MAC: the same at every start, locally administered, unicast.
+
+    The address is part of it because machines cloned from one image may share their node id.
+    """
+    digest = hashlib.sha256(f"kersey vtep {vni} {node_id} {address}".encode()).digest()
     return mac_from_bytes(bytes([digest[0] & 0xFC | 0x02]) + digest[1:6])
 
 

@@ -259,7 +259,8 @@ class EtcdStore:
                 return Restored()
 
     def _snapshot(self, listing: Listing) -> Snapshot:
-        decoded = [self._decode(record) for record in listing.records]
+        by_age = sorted(listing.records, key=lambda record: record.mod_revision)
+        decoded = [self._decode(record) for record in by_age]
         return Snapshot(
             leases=tuple(item for item in decoded if isinstance(item, Lease)),
             skipped=tuple(item for item in decoded if isinstance(item, Skipped)),

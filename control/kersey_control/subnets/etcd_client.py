@@ -461,7 +461,7 @@ class _Stream:
             if isinstance(answer, Exception):
                 _raise_store_error(answer, self.session.endpoint)
             _check_accepted(answer, self.session.endpoint)
-        except _StaleTokenError:
+        except StoreAuthError:  # some versions of etcd call a lost token a lack of permission here
             self.session.forget(self._metadata)
             raise
         except StoreUnavailableError:

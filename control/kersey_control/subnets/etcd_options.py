@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
 from kersey_control.errors import InvalidInputError
+from kersey_control.options import EtcdFlags
 
 DEFAULT_ENDPOINTS = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
 DEFAULT_PREFIX = "/coreos.com/network"
@@ -31,6 +33,19 @@ class EtcdOptions:
     cafile: Path | None = None
     username: str = ""
     password: str = field(default="", repr=False)
+
+    @classmethod
+    def from_flags(cls, flags: EtcdFlags) -> Self:
+        """Return the settings that these flags ask for."""
+        return cls(
+            endpoints=flags.etcd_endpoints,
+            prefix=flags.etcd_prefix,
+            keyfile=flags.etcd_keyfile,
+            certfile=flags.etcd_certfile,
+            cafile=flags.etcd_cafile,
+            username=flags.etcd_username,
+            password=flags.etcd_password,
+        )
 
     @property
     def tls_files(self) -> tuple[Path, ...]:

@@ -1,0 +1,49 @@
+"""Take out of this node everything that Kersey put there, and nothing else.
+
+What is ours is known by its mark, not by what some config says: devices by their alias, routes and
+nexthops by their protocol, rules by flannel's chain and table names. It works without a lease store
+and without a config, and removing what is gone already is no error.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from kersey_control.errors import KernelError
+from kersey_control.masquerade import remove_all_rules
+from kersey_control.netlink import Links
+from kersey_control.node_identity import NODE_ID_FILE
+from kersey_control.reconcile import Plan
+from kersey_control.rtnetlink import Rtnl
+
+
+def clean_node(*, subnet_file: Path, state_dir: Path, links: Links, rtnl: Rtnl) -> Iterator[str]:
+    """Remove it all, yielding a line for each thing removed. Raises KernelError at what resists.
+
+    The lease is not touched: it belongs to the store, and ends by itself within a day.
+    """
+    for link in links.owned():
+        links.delete(link)
+        yield f"device {link.name}"
+    nexthops = rtnl.nexthops()  # those of a deleted device went with it
+    failures = rtnl.apply(Plan(remove=nexthops))
+    if failures:
+        raise KernelError(f"{len(failures)} nexthops stay, the first for {failures[0].reason}")
+    if nexthops:
+        yield f"{len(nexthops)} nexthops with their routes"
+    for subnet in links.remove_blackholes():
+        yield f"blackhole route {subnet}"
+    remove_all_rules()
+    yield "masquerade and forward rules"
+    yield from _files(subnet_file, state_dir)
+
+
+def _files(subnet_file: Path, state_dir: Path) -> Iterator[str]:
+    """Remove our files by name: the folders may hold others' too."""
+    for path in (subnet_file, state_dir / NODE_ID_FILE):
+        if path.exists():
+            path.unlink()
+            yield f"file {path}"
+    with suppress(OSError):  # absent, or not empty
+        state_dir.rmdir()
+        yield f"folder {state_dir}"

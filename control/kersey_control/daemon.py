@@ -23,7 +23,6 @@ from kersey_control.health import HealthServer, HealthState
 from kersey_control.local_node import LocalNode
 from kersey_control.lock import sole_user
 from kersey_control.logs import configure_logging
-from kersey_control.metrics import MetricsServer
 from kersey_control.netconfig import NetworkConfig, parse_network_config
 from kersey_control.netlink import Links
 from kersey_control.node_identity import node_id, read_machine_id
@@ -75,9 +74,13 @@ def serve(options: Options) -> None:
             opened.enter_context(
                 HealthServer(state, address=options.healthz_ip, port=options.healthz_port)
             )
-        opened.enter_context(
-            MetricsServer(status=status, address=options.metrics_ip, port=options.metrics_port)
-        )
+        if options.metrics_port:
+            # Here, so that only who is scraped pays for the exposition library's memory.
+            from kersey_control.metrics import MetricsServer  # noqa: PLC0415
+
+            opened.enter_context(
+                MetricsServer(status=status, address=options.metrics_ip, port=options.metrics_port)
+            )
         store = opened.enter_context(EtcdStore(EtcdOptions.from_flags(options)))
         config = wait_for_config(store, status, stop)
         if config is not None:

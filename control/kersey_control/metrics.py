@@ -104,7 +104,10 @@ def _labelled_gauge(name: str, documentation: str, labels: dict[str, str]) -> Ga
 
 
 class MetricsServer:
-    """Serve /metrics on its own thread. A context manager; port 0 serves nothing."""
+    """Serve /metrics on its own thread. A context manager.
+
+    Entering raises InvalidInputError when the address cannot be listened on.
+    """
 
     def __init__(self, *, status: Status, address: str, port: int) -> None:
         self._registry = CollectorRegistry()
@@ -113,18 +116,16 @@ class MetricsServer:
         self._port = port
 
     def __enter__(self) -> Self:
-        self._server = None
-        if self._port:
-            try:
-                self._server, self._thread = start_http_server(
-                    self._port, addr=self._address, registry=self._registry
-                )
-            except OSError as error:
-                raise InvalidInputError(
-                    field="metrics-port",
-                    value=f"{self._address}:{self._port}",
-                    expected=f"an address that can be bound ({error.strerror})",
-                ) from error
+        try:
+            self._server, self._thread = start_http_server(
+                self._port, addr=self._address, registry=self._registry
+            )
+        except OSError as error:
+            raise InvalidInputError(
+                field="metrics-ip and metrics-port",
+                value=f"{self._address}:{self._port}",
+                expected=f"an address to listen on ({error.strerror or error})",
+            ) from error
         return self
 
     def __exit__(
@@ -133,8 +134,6 @@ class MetricsServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
-            self._server = None
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

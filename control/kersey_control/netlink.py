@@ -14,12 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from kersey_control.addresses import Mac, Vni
 from kersey_control.errors import KernelError
 from kersey_control.rtnetlink import PROTOCOL
+from kersey_control.rtnl_library import IPRoute, NetlinkError
 
 _IFF_UP = 0x1
 

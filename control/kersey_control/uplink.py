@@ -279,8 +279,8 @@ def _uplink(candidate: _Candidate, public_ip: IPv4Address | None) -> Uplink:
 
 def read_host_network(can_reach: IPv4Address | None = None) -> HostNetwork:
     """Read interfaces, addresses and default routes of this namespace. Raises KernelError."""
-    # Here, because pyroute2 costs 24 MB, and commands that only look at an Uplink need none of it.
-    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415
+    # Here, because pyroute2 costs memory that commands which only look at an Uplink need not pay.
+    from kersey_control.rtnl_library import IPRoute, NetlinkError  # noqa: PLC0415
 
     try:
         with IPRoute() as ipr:
@@ -326,7 +326,7 @@ def _link_address(message: Any) -> LinkAddress:
 
 
 def _look_up(ipr: Any, target: IPv4Address) -> RouteLookup | None:
-    from pyroute2 import NetlinkError  # noqa: PLC0415  # as above
+    from kersey_control.rtnl_library import NetlinkError  # noqa: PLC0415  # as above
 
     try:
         (message, *_rest) = ipr.route("get", dst=str(target))

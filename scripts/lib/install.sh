@@ -93,7 +93,7 @@ make_venv() {
 	rm -f -- "$venv/.kersey-stamp"
 	local wanted=$repo
 	[ "$1" != test ] || wanted="${repo}[test]"
-	"$venv/bin/python" -m pip install --disable-pip-version-check --use-pep517 -e "$wanted" >&2 ||
+	"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 -e "$wanted" >&2 ||
 		die 1 "pip could not install Kersey"
 	stamp_of "$1" >"$venv/.kersey-stamp"
 }

@@ -9,6 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from testbed import Cluster, Node, wait_until
 from testbed.cluster import SUBNETS_PREFIX
@@ -23,7 +24,7 @@ def lease(number: int, *, node: int | None = None) -> tuple[str, str]:
     """Return key and value of the lease number `number`, as flannel writes it."""
     subnet = (10 << 24) + ((256 + number) << 8)
     address = (198 << 24) + (19 << 16) + (number if node is None else node)
-    mac = f"0e:00:{number >> 24:02x}:{number >> 16 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
+    mac = "0e:00:" + number.to_bytes(4).hex(":")
     value = {
         "PublicIP": dotted(address),
         "PublicIPv6": None,
@@ -47,7 +48,7 @@ def routes(node: Node) -> int:
 
 def _count_routes() -> int:
     # Cheaper than `ip route` and therefore less in the daemon's way on a small machine.
-    with open("/proc/thread-self/net/route", encoding="ascii") as file:
+    with Path("/proc/thread-self/net/route").open(encoding="ascii") as file:
         return sum(line.startswith("flannel.1\t") for line in file)
 
 
@@ -59,7 +60,7 @@ def timed(action: Callable[[], object], node: Node, count: int) -> float:
 
 
 def rss_mb(node: Node) -> float:
-    with open(f"/proc/{node.daemon.process.pid}/status", encoding="ascii") as file:
+    with Path(f"/proc/{node.daemon.process.pid}/status").open(encoding="ascii") as file:
         line = next(line for line in file if line.startswith("VmRSS:"))
     return int(line.split()[1]) / 1024
 
@@ -72,17 +73,17 @@ def measure(count: int) -> Iterator[tuple[str, float, str]]:
         node.daemon.start()
         node.daemon.wait_ready()
         records = leases(count)
-        yield "written at once, to the kernel", timed(
-            lambda: cluster.etcd.put_many(records), node, count
-        ), "s"
+        yield (
+            "written at once, to the kernel",
+            timed(lambda: cluster.etcd.put_many(records), node, count),
+            "s",
+        )
         yield "daemon RSS", rss_mb(node), "MB"
         node.daemon.stop()
         yield "restart onto the same state, to ready", restart(node), "s"
         node.daemon.stop()
         node.namespace.ip("link del flannel.1")
-        yield "start from nothing, to the kernel", timed(
-            node.daemon.start, node, count
-        ), "s"
+        yield "start from nothing, to the kernel", timed(node.daemon.start, node, count), "s"
         node.daemon.wait_ready()
         yield "daemon RSS after a start", rss_mb(node), "MB"
         if count == SIZES[0]:

@@ -37,7 +37,8 @@ POD, REMOTE = "10.244.1.10", "10.244.2.10"
 POD_MAC, GATEWAY_MAC = "0e:aa:00:00:00:10", "0e:aa:00:00:00:01"
 UPLINK_MAC, WIRE_MAC = "0e:bb:00:00:00:01", "0e:bb:00:00:00:02"
 
-SETTINGS_SUBNET_LEN = 24
+NODE_OTHER_ADDRESS = "198.18.1.1"
+SUBNET_LEN = 24
 
 _CLONE_NEWNET = 0x40000000
 _MNT_DETACH = 2
@@ -210,11 +211,12 @@ def open_lab(directory: Path) -> Iterator[Lab]:
             "link set pod0 up",
             "link set pod1 up",
             f"addr add {NODE}/24 dev up0",
-            "addr add 198.18.1.1/24 dev up0",
+            f"addr add {NODE_OTHER_ADDRESS}/24 dev up0",
+            "route add default via 198.18.0.254",
         ):
             subprocess.run(["ip", *line.split()], check=True, capture_output=True)
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        settings = Settings(directory, network=NETWORK, subnet_len=SETTINGS_SUBNET_LEN)
+        settings = Settings(directory, network=NETWORK, subnet_len=SUBNET_LEN)
         with load(settings) as datapath:
             yield Lab(datapath)
 

@@ -29,13 +29,16 @@ from kersey_control.errors import (
     UplinkError,
 )
 from kersey_control.events import Changed, Lost, Removed, Restored, Skipped, Snapshot, StoreEvent
+from kersey_control.fast_path import FastPath
 from kersey_control.forwarding import AuditResult, Forwarding, Home
 from kersey_control.keeper import LeaseHeld, LeaseKeeper, LeaseTrouble
 from kersey_control.local_node import LocalNode
-from kersey_control.monitor import KernelChange, Monitor, Watched, is_relevant
+from kersey_control.monitor import ChangeKind, KernelChange, Monitor, Watched, is_relevant
 from kersey_control.netconfig import NetworkConfig, apply_live, compare, parse_network_config
 from kersey_control.options import Options
 from kersey_control.peers import Peers
+from kersey_control.pod_ports import read_pod_ports
+from kersey_control.reconcile import StrayRoute
 from kersey_control.rtnetlink import Rtnl
 from kersey_control.ruleset_monitor import RulesetMonitor
 from kersey_control.schedule import Schedule, Task
@@ -53,10 +56,14 @@ TURN = 1.0
 SETTLE = 0.05
 """Seconds to wait after a change in the kernel for the rest of what belongs to it."""
 
+PORTS_SETTLE = 0.01
+"""Seconds to wait after a device came or went: a pod's veth is moved, enslaved and set up."""
+
 RULES_SETTLE = 0.3
 """Seconds to wait after a change of rules: kube-proxy commits in bursts."""
 
 REPAIR_RETRY = 2.0
+HOST_ROUTE = 32
 PUMP_RESTART = 5.0
 JOIN_TIMEOUT = 3.0
 
@@ -79,11 +86,18 @@ class RulesChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class PortsChanged:
+    """A device, an address or a host route came or went: perhaps a pod."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The daemon was asked to end."""
 
 
-Notice: TypeAlias = LeaseHeld | LeaseTrouble | ConfigText | KernelChanged | RulesChanged | Stop
+Notice: TypeAlias = (
+    LeaseHeld | LeaseTrouble | ConfigText | KernelChanged | RulesChanged | PortsChanged | Stop
+)
 Message: TypeAlias = StoreEvent | Notice
 Inbox: TypeAlias = "queue.SimpleQueue[Message]"
 
@@ -116,6 +130,7 @@ class Agent:
         backend: VxlanBackend,
         rtnl: Rtnl,
         local: LocalNode,
+        fast_path: FastPath | None,
         status: Status,
         service: ServiceManager,
         inbox: Inbox,
@@ -129,6 +144,7 @@ class Agent:
         self._backend = backend
         self._rtnl = rtnl
         self._local = local
+        self._fast_path = fast_path
         self._status = status
         self._service = service
         self._inbox = inbox
@@ -137,6 +153,7 @@ class Agent:
         self._overlay: Overlay | None = None
         self._reclaiming = False
         self._trouble = ""
+        self._ports_pending = False
         self._keeper = LeaseKeeper(
             store=store,
             config=config,
@@ -204,6 +221,11 @@ class Agent:
                 self._schedule.by(Task.REPAIR, now + SETTLE)
             case RulesChanged():
                 self._schedule.by(Task.RULES, now + RULES_SETTLE)
+                if self._fast_path is not None:
+                    self._fast_path.flush()
+            case PortsChanged():
+                self._ports_pending = False
+                self._schedule.by(Task.PORTS, now + PORTS_SETTLE)
             case Stop():
                 self._stopped.set()
 
@@ -215,6 +237,8 @@ class Agent:
             case Task.RULES:
                 self._local.check_rules()
                 self._schedule.by(Task.RULES, now + self._options.iptables_resync)
+            case Task.PORTS:
+                self._follow_ports()
             case Task.RETRY if self._overlay is not None:
                 self._overlay.peers.retry_due(now)
                 self._schedule_retry(self._overlay)
@@ -247,6 +271,8 @@ class Agent:
         self._local.settle(own.lease.subnet)
         if before is None:
             self._overlay = self._open_overlay(own)
+            if self._fast_path is not None:
+                self._fast_path.settle(subnet=own.lease.subnet, uplink=self._uplink)
             running.enter_context(self._pump("lease-watch", self._store.watch))
             running.callback(self._stopped.set)
             return
@@ -264,6 +290,7 @@ class Agent:
             table=LeaseTable(own.lease),
             backend=self._backend,
             forwarding=forwarding,
+            fast_path=self._fast_path,
             status=self._status,
         )
         return Overlay(own, forwarding, peers)
@@ -327,9 +354,32 @@ class Agent:
     def _become_ready(self) -> None:
         if not self._status.ready:
             self._status.ready = True
+            self._start_fast_path()
             peers = self._status.peers_programmed
             logger.info("ready", extra={"peers": peers})
             self._service.ready(f"{peers} peers programmed")
+
+    def _start_fast_path(self) -> None:
+        """Attach, now that every peer is in the maps: the sender check knows its friends."""
+        if self._fast_path is not None:
+            self._fast_path.attach()
+            self._follow_ports()
+            self._fast_path.retire_old()
+
+    def _follow_ports(self) -> None:
+        if self._fast_path is None or self._overlay is None or not self._status.ready:
+            return
+        try:
+            found = read_pod_ports(
+                self._rtnl,
+                subnet=self._overlay.lease.lease.subnet,
+                overlay=self._backend.ifindex,
+                uplink=self._uplink.ifindex,
+            )
+        except KernelError as error:
+            self._postpone_repair(error)
+        else:
+            self._fast_path.follow_ports(found)
 
     def _schedule_retry(self, overlay: Overlay) -> None:
         if overlay.forwarding.next_retry is not None:
@@ -348,6 +398,9 @@ class Agent:
         desired = overlay.forwarding.desired if overlay is not None else {}
         if is_relevant(change, watched, desired):
             self._inbox.put(KernelChanged())
+        if self._fast_path is not None and not self._ports_pending and _may_be_a_pod(change):
+            self._ports_pending = True
+            self._inbox.put(PortsChanged())
 
     def _repair(self, now: float) -> None:
         """Look at the uplink, the device and every object, and put right what differs."""
@@ -355,6 +408,7 @@ class Agent:
         try:
             self._local.check_device(self._uplink)
             self._keeper.publish(self._claim())
+            self._repair_fast_path()
             if self._overlay is not None:
                 self._overlay.forwarding.move(self._home(self._overlay.lease))
                 self._count_repairs(self._overlay.peers.audit(now))
@@ -369,6 +423,16 @@ class Agent:
         self._trouble = ""
         self._local.check_hazards()
         self._schedule.by(Task.REPAIR, now + self._options.audit_interval)
+
+    def _repair_fast_path(self) -> None:
+        """Follow the uplink and a device that was made again, and attach what was detached."""
+        if self._fast_path is None or self._overlay is None:
+            return
+        self._fast_path.settle(subnet=self._overlay.lease.lease.subnet, uplink=self._uplink)
+        self._fast_path.tidy()
+        if self._status.ready:
+            self._fast_path.attach()
+            self._follow_ports()
 
     def _follow_uplink(self) -> KerseyError | None:
         """Choose the uplink anew; where there is none, keep the last one and return why."""
@@ -475,3 +539,10 @@ class Pump:
                 # A defect in a source must not end the daemon: start it over, from a snapshot.
                 logger.exception("watch failed, starting it over")
             self._stop.wait(PUMP_RESTART)
+
+
+def _may_be_a_pod(change: KernelChange) -> bool:
+    """Return whether the change may be a pod's coming or going; routes of peers are not."""
+    if change.kind is ChangeKind.OBJECT:
+        return isinstance(change.obj, StrayRoute) and change.obj.subnet.prefixlen == HOST_ROUTE
+    return True

@@ -14,11 +14,14 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from kersey_loader.datapath import Datapath
+
 from kersey_control import __version__
 from kersey_control.agent import Agent, Inbox, Stop
 from kersey_control.backends.vxlan import VxlanBackend
 from kersey_control.backoff import Backoff
-from kersey_control.errors import InvalidInputError, KerseyError, StoreError
+from kersey_control.errors import InvalidInputError, KerseyError, StoreError, UnavailableError
+from kersey_control.fast_path import FastPath, open_fast_path
 from kersey_control.health import HealthServer, HealthState
 from kersey_control.local_node import LocalNode
 from kersey_control.lock import sole_user
@@ -26,7 +29,8 @@ from kersey_control.logs import configure_logging
 from kersey_control.netconfig import NetworkConfig, parse_network_config
 from kersey_control.netlink import Links
 from kersey_control.node_identity import node_id, read_machine_id
-from kersey_control.options import Datapath, Options, read_options
+from kersey_control.options import Datapath as DatapathChoice
+from kersey_control.options import Options, read_options
 from kersey_control.rtnetlink import Rtnl
 from kersey_control.sdnotify import ServiceManager
 from kersey_control.status import Status
@@ -130,7 +134,7 @@ def _prepare(
     rtnl: Rtnl,
 ) -> Agent:
     """Choose the uplink, prepare the device, and return the control loop that keeps them."""
-    _choose_datapath(options, status)
+    datapath = _open_datapath(options, config, status)
     _warn_of_what_is_missing(config)
     uplink = find_uplink(options)
     _log_uplink(uplink)
@@ -151,21 +155,39 @@ def _prepare(
         local=LocalNode(
             options=options, config=config, backend=backend, links=links, status=status
         ),
+        fast_path=None
+        if datapath is None
+        else FastPath(
+            datapath=datapath,
+            options=options,
+            backend=backend,
+            network=config,
+            links=links,
+            status=status,
+        ),
         status=status,
         service=ServiceManager(os.environ),
         inbox=inbox,
     )
 
 
-def _choose_datapath(options: Options, status: Status) -> None:
-    reason = "this version has no BPF programs yet"
-    if options.datapath is Datapath.BPF:
-        raise InvalidInputError(
-            field="datapath", value="bpf", expected=f"auto or netlink: {reason}"
-        )
-    status.datapath = "netlink"
-    status.datapath_reason = "asked for" if options.datapath is Datapath.NETLINK else reason
+def _open_datapath(options: Options, config: NetworkConfig, status: Status) -> Datapath | None:
+    """Return the loaded fast path, or None with the reason in `Status` and the log.
+
+    Raises UnavailableError where --datapath=bpf leaves no choice.
+    """
+    datapath: Datapath | None = None
+    try:
+        datapath = open_fast_path(options, config)
+    except UnavailableError as error:
+        if options.datapath is DatapathChoice.BPF:
+            raise
+        status.datapath, status.datapath_reason = "netlink", str(error)
+    else:
+        adopted = "adopted from the last run" if datapath.adopted else "loaded"
+        status.datapath, status.datapath_reason = "bpf", adopted
     logger.info("datapath", extra={"mode": status.datapath, "reason": status.datapath_reason})
+    return datapath
 
 
 def _warn_of_what_is_missing(config: NetworkConfig) -> None:

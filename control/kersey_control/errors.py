@@ -53,6 +53,10 @@ class AlreadyRunningError(KerseyError):
     """Report that a running kerseyd uses what we were told to use."""
 
 
+class UnavailableError(KerseyError):
+    """Report that there is no fast path on this node, with every reason."""
+
+
 class PeerRefusedError(KerseyError):
     """Report that one peer's lease cannot be turned into kernel state; others are untouched."""
 

@@ -24,6 +24,7 @@ _IFF_UP = 0x1
 OWNER = "kersey"
 """The interface alias by which a device is known as ours, whatever its name."""
 
+_HIGHEST_MAC = "fe:ff:ff:ff:ff:ff"
 _BLACKHOLE = 6  # RTN_BLACKHOLE of include/uapi/linux/rtnetlink.h
 _BLACKHOLE_METRIC = 2**31
 """Behind the bridge's own route for the same subnet, which must win while it exists."""
@@ -64,6 +65,7 @@ class Link:
     mtu: int
     up: bool
     alias: str = ""
+    master: int = 0
     vxlan: VxlanInfo | None = None
 
 
@@ -238,6 +240,32 @@ class Links:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV):
                 raise
 
+    def keep_headroom_port(self, name: str, *, vni: Vni, bridge: int, mtu: int) -> None:
+        """Have a VXLAN device that stays down as a port of `bridge` (ifindex). Raises RequestError.
+
+        Its MAC is the highest there is, so that a bridge which takes the lowest MAC of its ports
+        for its own keeps it; its MTU is the bridge's, which follows its smallest port.
+        """
+        found = self.find(name)
+        if found is None:
+            with _request(f"create device {name}"):
+                self._ipr.link(
+                    "add",
+                    ifname=name,
+                    kind="vxlan",
+                    address=_HIGHEST_MAC,
+                    mtu=mtu,
+                    ifalias=OWNER,
+                    vxlan_id=vni,
+                    vxlan_learning=False,
+                )
+            found = self.find(name)
+        if found is None:
+            raise RequestError(f"create device {name}", errno.ENODEV)
+        if (found.master, found.mtu) != (bridge, mtu):
+            with _request(f"make device {name} a port of ifindex {bridge}"):
+                self._ipr.link("set", index=found.ifindex, mtu=mtu, master=bridge)
+
     def keep_blackhole(self, subnet: IPv4Network) -> None:
         """Have our blackhole route for `subnet`, and no other. Raises RequestError."""
         present = self._blackholes()
@@ -310,6 +338,7 @@ def _link(answer: Any) -> Link:
         mtu=int(answer.get("mtu") or 0),
         up=bool(int(answer["flags"]) & _IFF_UP),
         alias=str(answer.get("ifalias") or ""),
+        master=int(answer.get("master") or 0),
         vxlan=_vxlan(data) if kind == "vxlan" and data else None,
     )
 

@@ -12,6 +12,7 @@ from ipaddress import IPv4Network
 from kersey_control.backends.base import Backend
 from kersey_control.errors import PeerRefusedError
 from kersey_control.events import Snapshot, StoreEvent
+from kersey_control.fast_path import FastPath
 from kersey_control.forwarding import AuditResult, Condition, Forwarding
 from kersey_control.lease import Lease
 from kersey_control.peer import Peer
@@ -28,11 +29,18 @@ class Peers:
     """Keep the peers of all other nodes' leases programmed, and count what became of them."""
 
     def __init__(
-        self, *, table: LeaseTable, backend: Backend, forwarding: Forwarding, status: Status
+        self,
+        *,
+        table: LeaseTable,
+        backend: Backend,
+        forwarding: Forwarding,
+        fast_path: FastPath | None,
+        status: Status,
     ) -> None:
         self._table = table
         self._backend = backend
         self._forwarding = forwarding
+        self._fast_path = fast_path
         self._status = status
         self._refused: dict[IPv4Network, str] = {}
         self._started = False
@@ -92,18 +100,28 @@ class Peers:
     def _program_all(self, now: float) -> AuditResult:
         self._refused, before = {}, self._refused
         peers = list(self._usable(self._table.leases, before))
+        if self._fast_path is not None:
+            self._fast_path.replace_peers(peers)
         return self._forwarding.set_peers(peers, now)
 
     def _program(self, delta: Delta, now: float) -> None:
         for subnet in delta.removed:
             self._refused.pop(subnet, None)
-            self._forwarding.remove(subnet, now)
+            self._withdraw(subnet, now)
         before = {lease.subnet: self._refused.pop(lease.subnet, "") for lease in delta.changed}
         for peer in self._usable(delta.changed, before):
+            if self._fast_path is not None:
+                self._fast_path.put_peer(peer)
             self._forwarding.put(peer, now)
         for lease in delta.changed:
             if lease.subnet in self._refused:
-                self._forwarding.remove(lease.subnet, now)
+                self._withdraw(lease.subnet, now)
+
+    def _withdraw(self, subnet: IPv4Network, now: float) -> None:
+        """Take a peer out: first the route to it, then what its packets are accepted by."""
+        self._forwarding.remove(subnet, now)
+        if self._fast_path is not None:
+            self._fast_path.remove_peer(subnet)
 
     def _usable(self, leases: Iterable[Lease], before: dict[IPv4Network, str]) -> Iterator[Peer]:
         """Yield the leases that can be peers; note the others, and warn once for each reason."""

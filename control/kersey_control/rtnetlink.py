@@ -234,7 +234,7 @@ class Rtnl:
         except OSError as error:
             raise KernelError(f"rtnetlink request: {_name(error.errno)}") from error
 
-    def _dump(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
+    def dump(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
         """Return (type, payload) of each message of a dump that nothing changed meanwhile."""
         for _ in range(_DUMP_TRIES):
             messages = self._dump_once(kind, body)
@@ -270,7 +270,7 @@ class Rtnl:
                 yield nexthop
 
     def _marked_nexthops(self) -> Iterator[Nexthop]:
-        for _, payload in self._dump(RTM_GETNEXTHOP, _NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)):
+        for _, payload in self.dump(RTM_GETNEXTHOP, _NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)):
             nexthop = _our_nexthop(payload)
             if nexthop is not None:
                 yield nexthop
@@ -278,7 +278,7 @@ class Rtnl:
     def _routes(self, ifindex: int) -> Iterator[Route | StrayRoute]:
         body = _RTMSG.pack(socket.AF_INET, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)
         body += _ATTRIBUTE.pack(8, _RTA_OIF) + _U32.pack(ifindex)
-        for _, payload in self._dump(RTM_GETROUTE, body):
+        for _, payload in self.dump(RTM_GETROUTE, body):
             observed = parse_route(payload, through=ifindex)
             if observed is not None and isinstance(observed.obj, Route | StrayRoute):
                 yield observed.obj
@@ -292,7 +292,7 @@ class Rtnl:
     def _neighbour_dump(self, family: int, ifindex: int) -> Iterator[KernelObject]:
         body = _NDMSG.pack(family, 0, 0, 0, 0)
         body += _ATTRIBUTE.pack(8, _NDA_IFINDEX) + _U32.pack(ifindex)
-        for _, payload in self._dump(RTM_GETNEIGH, body):
+        for _, payload in self.dump(RTM_GETNEIGH, body):
             observed = parse_neighbour(payload)
             if observed is not None and observed.obj is not None and observed.ifindex == ifindex:
                 yield observed.obj
@@ -328,7 +328,7 @@ def parse_route(payload: bytes, through: int = 0) -> Observed | None:
     object do not name it when net.ipv4.nexthop_compat_mode is 0.
     """
     _, length, _, tos, table, protocol, scope, kind, _ = _RTMSG.unpack_from(payload)
-    attributes = _attributes(payload, _RTMSG.size)
+    attributes = attributes_of(payload, _RTMSG.size)
     base = IPv4Address(attributes.get(_RTA_DST, b"\0\0\0\0"))
     subnet = IPv4Network((base, length))
     ifindex = _number(attributes, _RTA_OIF) or through
@@ -358,7 +358,7 @@ def parse_route(payload: bytes, through: int = 0) -> Observed | None:
 def parse_neighbour(payload: bytes) -> Observed | None:
     """Return the IPv4 neighbour or VXLAN forwarding entry in an RTM_NEWNEIGH payload."""
     family, ifindex, state, _, _ = _NDMSG.unpack_from(payload)
-    attributes = _attributes(payload, _NDMSG.size)
+    attributes = attributes_of(payload, _NDMSG.size)
     permanent = bool(state & _NUD_PERMANENT)
     address, mac = attributes.get(_NDA_DST, b""), attributes.get(_NDA_LLADDR, b"")
     entry: Neighbour | FdbEntry
@@ -375,7 +375,7 @@ def parse_neighbour(payload: bytes) -> Observed | None:
 
 
 def _parse_nexthop(payload: bytes) -> Observed:
-    identity = _number(_attributes(payload, _NHMSG.size), _NHA_ID)
+    identity = _number(attributes_of(payload, _NHMSG.size), _NHA_ID)
     nexthop = _our_nexthop(payload)
     return Observed((Nexthop, identity), nexthop.ifindex if nexthop else 0, nexthop)
 
@@ -384,7 +384,7 @@ def _our_nexthop(payload: bytes) -> Nexthop | None:
     _, _, protocol, flags = _NHMSG.unpack_from(payload)
     if protocol != PROTOCOL:
         return None
-    attributes = _attributes(payload, _NHMSG.size)
+    attributes = attributes_of(payload, _NHMSG.size)
     gateway = attributes.get(_NHA_GATEWAY, b"\0\0\0\0")
     return Nexthop(
         id=_number(attributes, _NHA_ID),
@@ -559,7 +559,8 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
         offset += (length + 3) & ~3
 
 
-def _attributes(data: bytes, offset: int) -> dict[int, bytes]:
+def attributes_of(data: bytes, offset: int) -> dict[int, bytes]:
+    """Return the attributes from `offset` on, by type; the last of several wins."""
     found: dict[int, bytes] = {}
     end = len(data)
     while offset + 4 <= end:
@@ -579,7 +580,7 @@ def _parse_error(data: bytes, flags: int, start: int, end: int) -> tuple[int, st
     code = -_ERRNO.unpack_from(data, start)[0]
     if not code or not flags & _ACK_TLVS:
         return code, ""
-    text = _attributes(data[start + 20 : end], 0).get(_ACK_MESSAGE, b"")
+    text = attributes_of(data[start + 20 : end], 0).get(_ACK_MESSAGE, b"")
     return code, text.rstrip(b"\0").decode(errors="replace")
 
 

@@ -10,6 +10,8 @@ class Task(StrEnum):
     """Look at the uplink and our device, then compare every object with the kernel."""
     RULES = "rules"
     """Compare masquerade and forward rules, and the blackhole route."""
+    PORTS = "ports"
+    """Look which pods came and went."""
     RETRY = "retry"
     """Try failed peers again."""
 

@@ -39,5 +39,7 @@ class Status:
     repairs: Counter[str] = field(default_factory=Counter)
     """Kernel objects and rule sets put right after someone else changed them, by kind."""
     netlink_errors: int = 0
+    fast_path_troubles: dict[str, str] = field(default_factory=dict)
+    """What of the fast path does not work, and why; packets take the kernel's own path."""
     ready: bool = False
     heartbeat: float = 0.0

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,13 @@ class Uplink:
     mtu: int
     reason: str
     """Why this interface was chosen, for the log and `kersey status`."""
+    prefixlen: int = 32
+    """Of `address`: which nodes are neighbours on the link."""
+
+    @property
+    def on_link(self) -> IPv4Network:
+        """Return the addresses that are reached without a router."""
+        return IPv4Network((int(self.address), self.prefixlen), strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,7 @@ class LinkAddress:
     permanent: bool = True
     temporary: bool = False
     deprecated: bool = False
+    prefixlen: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +282,7 @@ def _uplink(candidate: _Candidate, public_ip: IPv4Address | None) -> Uplink:
         public_ip=public_ip or address,
         mtu=link.mtu,
         reason=candidate.reason,
+        prefixlen=next((own.prefixlen for own in link.addresses if own.address == address), 32),
     )
 
 
@@ -322,6 +331,7 @@ def _link_address(message: Any) -> LinkAddress:
         permanent=bool(flags & _IFA_F_PERMANENT),
         temporary=bool(flags & _IFA_F_TEMPORARY),
         deprecated=bool(flags & _IFA_F_DEPRECATED),
+        prefixlen=message["prefixlen"],
     )
 
 

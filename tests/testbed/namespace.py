@@ -121,6 +121,16 @@ class _Visitor(threading.Thread, Generic[_T]):
         return self._values[0]
 
 
+def run_here(*command: str | Path) -> None:
+    """Run a command outside all namespaces of the testbed; failure is a ClusterError."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=False
+    )
+    if done.returncode:
+        shown = " ".join(map(str, command))
+        raise ClusterError(f"`{shown}` exited {done.returncode}: {done.stderr.strip()}")
+
+
 def remove_namespace(name: str) -> None:
     """Remove a namespace by name; one that is gone already does no harm."""
     if (_NAMED / name).exists():

@@ -9,7 +9,7 @@ from typing import Self
 from testbed.addresses import SWITCH, UNDERLAY, node_address
 from testbed.daemon import Daemon
 from testbed.errors import ClusterError
-from testbed.namespace import Namespace
+from testbed.namespace import Namespace, run_here
 
 _PTP_GATEWAY = IPv4Address("169.254.1.1")
 
@@ -113,14 +113,21 @@ class Node:
         self._next_pod = 1
         self._has_bridge = False
         self.namespace = Namespace(prefix + self.name)
+        self.bpf_dir = state_dir / "bpf"
         try:
             self._wire(switch, mtu)
+            self._mount_bpffs()
         except BaseException:
-            self.namespace.close()
+            self.close()
             raise
 
     def __repr__(self) -> str:
         return f"<Node {self.name} {self.address}>"
+
+    def _mount_bpffs(self) -> None:
+        # Not below /sys, which every `ip netns exec` mounts anew: pins must outlive a daemon.
+        self.bpf_dir.mkdir()
+        run_here("mount", "-t", "bpf", "bpf", self.bpf_dir)
 
     def _wire(self, switch: Namespace, mtu: int) -> None:
         connect(self.namespace, switch, port=self.name, address=self.address, mtu=mtu)
@@ -144,7 +151,11 @@ class Node:
             self.namespace,
             program=program,
             state_dir=self.state_dir,
-            settings=[f"--etcd-endpoints={etcd_endpoint}", f"--node-id={self.name}"],
+            settings=[
+                f"--etcd-endpoints={etcd_endpoint}",
+                f"--node-id={self.name}",
+                f"--bpf-dir={self.bpf_dir}",
+            ],
         )
         return self._daemon
 
@@ -203,6 +214,8 @@ class Node:
         """Stop the daemon, then remove the pods and the node; twice does no harm."""
         with contextlib.ExitStack() as stack:
             stack.callback(self.namespace.close)
+            if self.bpf_dir.is_mount():
+                stack.callback(run_here, "umount", self.bpf_dir)
             for pod in self.pods:
                 stack.callback(pod.close)
             if self._daemon is not None:

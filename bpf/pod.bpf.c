@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Both sides of a pod port, the host end of a pod's veth.
+ *
+ * from_pod: TC ingress, every packet that a pod sends. Carries a packet of an
+ * admitted flow to the peer's node; notes any other and leaves it to the stack.
+ * to_pod: TC egress, every packet that the stack delivers to a pod. Never
+ * changes or drops one.
+ */
+#include "flow.h"
+#include "lib/local.h"
+#include "lib/vxlan.h"
+
+/* The first fragment alone holds the ports; without it nothing arrives. */
+static __always_inline bool speaks_tunnel(struct __sk_buff *skb,
+					  const struct config *config,
+					  const struct ipv4 *ip)
+{
+	__be32 src = ip->src, dst = ip->dst;
+	struct ports ports;
+	u32 header = (ip->version_ihl & 0xf) * 4;
+
+	if (ip->protocol != IPPROTO_UDP || ip->fragment & IPV4_OFFSET)
+		return false;
+	if (bpf_skb_load_bytes(skb, sizeof(struct ethernet) + header, &ports,
+			       sizeof(ports)))
+		return false;
+	if (ports.dst != config->port)
+		return false;
+	return dst == config->node || nodes.lookup(&dst) ||
+	       is_local(skb, src, dst);
+}
+
+/* The pod's own packets show which port it is at: half of an endpoint. */
+static __always_inline void note_sender(const struct config *config,
+					__be32 pod, const u8 *mac, u32 port)
+{
+	struct endpoint *endpoint;
+
+	if (config->admission != ADMISSION_DIRECT)
+		return;
+	endpoint = endpoints.lookup(&pod);
+	if (endpoint && endpoint->sent_port != port &&
+	    same_mac(endpoint->pod_mac, mac))
+		endpoint->sent_port = port;
+}
+
+/* FAST: *peer and *flow are set, and nothing has been written. */
+static __always_inline enum verdict judge_sent(struct __sk_buff *skb,
+					       const struct config *config,
+					       const struct peer **peer,
+					       struct flow **flow)
+{
+	const struct ethernet *ethernet = (void *)(long)skb->data;
+	const struct ipv4 *ip = (const void *)(ethernet + 1);
+	const void *end = (void *)(long)skb->data_end;
+	struct packet packet = {};
+	struct flow_key key;
+	enum verdict verdict;
+
+	if (skb->protocol != ETHERTYPE_IPV4)
+		return VERDICT_UNRELATED;
+	if ((const void *)(ip + 1) > end)
+		return VERDICT_TRUNCATED;
+	*peer = peer_of(config, ip->dst);
+	if (!*peer)
+		return speaks_tunnel(skb, config, ip) ? VERDICT_POD_TUNNEL :
+							VERDICT_UNRELATED;
+	if (config->admission == ADMISSION_OFF)
+		return VERDICT_ADMISSION_OFF;
+	if (skb->vlan_present)
+		return VERDICT_VLAN;
+	verdict = parse_packet(ip, end, &packet);
+	if (verdict != UNDECIDED)
+		return verdict;
+	egress_key(&key, &packet);
+	if (packet.tcp_flags & TCP_CONTROL) {
+		verdict = judge_control(config, &key, &packet);
+		if (verdict != UNDECIDED) {
+			note_sender(config, packet.src, ethernet->src,
+				    skb->ifindex);
+			return verdict;
+		}
+	}
+	if (packet.ttl <= 1)
+		return VERDICT_TTL;
+	if (packet.total_len + sizeof(*ethernet) != skb->len ||
+	    packet.total_len + TUNNEL_ROOM > 0xffff)
+		return VERDICT_LENGTH;
+	if (!fits(skb, &packet, config->mtu))
+		return VERDICT_TOO_BIG;
+	*flow = flows.lookup(&key);
+	verdict = *flow ? admitted(config, *flow) : VERDICT_NOT_ADMITTED;
+	/*
+	 * The source address is this port's and this MAC's, and the frame is
+	 * for the gateway, not for a neighbour on the bridge.
+	 */
+	if (verdict == VERDICT_FAST &&
+	    ((*flow)->egress_port != skb->ifindex ||
+	     !same_mac((*flow)->pod_mac, ethernet->src) ||
+	     !same_mac((*flow)->gateway_mac, ethernet->dst)))
+		verdict = VERDICT_OTHER_PORT;
+	if (verdict != VERDICT_FAST) {
+		sight(config, &key, &packet, EGRESS, skb->ifindex);
+		note_sender(config, packet.src, ethernet->src, skb->ifindex);
+	}
+	return verdict;
+}
+
+/*
+ * The outer packet may be fragmented, so its identification must not repeat
+ * soon (RFC 6864). The packets sent to this peer by this CPU so far, segments
+ * of GSO packets included, spaced by CPU; a random number costs 60 ns.
+ */
+static __always_inline u16 next_id(const struct traffic *traffic)
+{
+	u16 spread = bpf_get_smp_processor_id() * 0x9e37;
+
+	return traffic ? traffic->fast_sent_packets + spread : spread;
+}
+
+int from_pod(struct __sk_buff *skb)
+{
+	const struct config *config = configuration();
+	struct bpf_redir_neigh nexthop = { .nh_family = FAMILY_INET };
+	const struct peer *peer = NULL;
+	struct flow *flow = NULL;
+	struct traffic *traffic;
+	enum verdict verdict;
+	u32 segments;
+
+	verdict = config ? judge_sent(skb, config, &peer, &flow) :
+			   VERDICT_UNCONFIGURED;
+	if (verdict != VERDICT_FAST || !config || !peer || !flow) {
+		count_verdict(PROGRAM_FROM_POD, verdict);
+		return verdict == VERDICT_POD_TUNNEL && config &&
+				       config->spoof == SPOOF_DROP ?
+			       DROP :
+			       TO_STACK;
+	}
+
+	/* Kept: a datagram of an unconnected socket is hashed in 200 ns. */
+	if (!flow->source_port)
+		flow->source_port = tunnel_source_port(skb, config);
+	/* Before the push, which leaves them to be counted again. */
+	segments = skb->gso_segs;
+	traffic = traffic_of(peer);
+	if (!tunnel_push(skb, peer, flow->source_port, next_id(traffic))) {
+		count_verdict(PROGRAM_FROM_POD, VERDICT_ROOM);
+		return TO_STACK;
+	}
+	if (traffic)
+		count_traffic(&traffic->fast_sent_packets,
+			      &traffic->fast_sent_bytes, segments,
+			      skb->len - TUNNEL_TEMPLATE);
+	count_verdict(PROGRAM_FROM_POD, VERDICT_FAST);
+	nexthop.ipv4_nh = peer->nexthop;
+	return redirect_neigh(config->uplink, nexthop.ipv4_nh ? &nexthop : NULL,
+			      nexthop.ipv4_nh ? sizeof(nexthop) : 0, 0);
+}
+
+/*
+ * Where the stack delivers a pod's packets: the other half of an endpoint. A
+ * bridge floods a frame whose port it does not know to every port, so this
+ * half alone proves nothing.
+ */
+static __always_inline void note_receiver(const struct config *config,
+					  __be32 pod,
+					  const struct ethernet *ethernet,
+					  u32 port)
+{
+	struct endpoint fresh = { .delivered_port = port };
+	const struct endpoint *known;
+
+	if (config->admission != ADMISSION_DIRECT ||
+	    !is_own_pod(config, pod) || ethernet->dst[0] & 1)
+		return;
+	known = endpoints.lookup(&pod);
+	if (known && known->delivered_port == port &&
+	    same_mac(known->pod_mac, ethernet->dst) &&
+	    same_mac(known->gateway_mac, ethernet->src))
+		return;
+	__builtin_memcpy(fresh.pod_mac, ethernet->dst, 6);
+	__builtin_memcpy(fresh.gateway_mac, ethernet->src, 6);
+	endpoints.update(&pod, &fresh);
+}
+
+static __always_inline enum verdict
+judge_delivered(struct __sk_buff *skb, const struct config *config)
+{
+	const struct ethernet *ethernet = (void *)(long)skb->data;
+	const struct ipv4 *ip = (const void *)(ethernet + 1);
+	const void *end = (void *)(long)skb->data_end;
+	u32 port = skb->ifindex, no_port;
+	struct packet packet = {};
+	struct flow_key key;
+	enum verdict verdict;
+
+	if (skb->protocol != ETHERTYPE_IPV4)
+		return VERDICT_UNRELATED;
+	if ((const void *)(ip + 1) > end)
+		return VERDICT_TRUNCATED;
+	if (config->admission == ADMISSION_OFF)
+		return VERDICT_ADMISSION_OFF;
+	note_receiver(config, ip->dst, ethernet, port);
+	if (!peer_of(config, ip->src))
+		return VERDICT_UNRELATED;
+	verdict = parse_packet(ip, end, &packet);
+	if (verdict != UNDECIDED)
+		return verdict;
+	ingress_key(&key, &packet);
+	if (packet.tcp_flags & TCP_CONTROL) {
+		forget(&key);
+		return VERDICT_CONTROL;
+	}
+	if (!pod_ports.lookup(&port))
+		return VERDICT_PORT_GONE;
+	verdict = witnessed(config, &key, &packet, INGRESS, &no_port);
+	if (verdict == VERDICT_WITNESSED)
+		stamp_ingress(config, &key, port, ethernet);
+	return verdict;
+}
+
+int to_pod(struct __sk_buff *skb)
+{
+	const struct config *config = configuration();
+
+	count_verdict(PROGRAM_TO_POD,
+		      config ? judge_delivered(skb, config) :
+			       VERDICT_UNCONFIGURED);
+	return TO_STACK;
+}

@@ -1,0 +1,239 @@
+"""The BPF fast path from the daemon's side: which peers, pod ports and devices it works for.
+
+It only accelerates. Whatever fails here is reported once and tried again with the next repair, and
+packets take the kernel's own path meanwhile; no failure reaches the code that keeps that path.
+Whether there is a fast path at all is decided once, at start, with a reason.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
+from kersey_loader.errors import LoaderError
+from kersey_loader.layout import Admission, SpoofCheck
+from kersey_loader.probe import probe
+
+from kersey_control import options as asked
+from kersey_control.addresses import mac_bytes
+from kersey_control.backends.vxlan import VxlanBackend
+from kersey_control.errors import KernelError, UnavailableError
+from kersey_control.headroom import Headroom
+from kersey_control.netconfig import NetworkConfig
+from kersey_control.netlink import Links, RequestError, write_sysctl
+from kersey_control.options import Options
+from kersey_control.peer import Peer
+from kersey_control.pod_ports import PodPorts
+from kersey_control.status import Status
+from kersey_control.uplink import Uplink
+
+logger = logging.getLogger(__name__)
+
+LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
+"""Without it conntrack calls packets that return from the fast path INVALID: it saw only some of
+the connection, and kube-proxy drops what is INVALID."""
+
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_ADMISSIONS = {
+    asked.Admission.STRICT: Admission.STRICT,
+    asked.Admission.DIRECT: Admission.DIRECT,
+    asked.Admission.OFF: Admission.OFF,
+}
+_SPOOF_CHECKS = {
+    asked.SpoofCheck.DROP: SpoofCheck.DROP,
+    asked.SpoofCheck.COUNT: SpoofCheck.COUNT,
+    asked.SpoofCheck.OFF: SpoofCheck.OFF,
+}
+
+
+def open_fast_path(options: Options, config: NetworkConfig) -> Datapath:
+    """Return the loaded programs and their maps, adopted from the last run where they can be.
+
+    Raises UnavailableError with every reason why there is no fast path here.
+    """
+    if options.datapath is asked.Datapath.NETLINK:
+        raise UnavailableError("asked for")
+    capabilities = probe(options.bpf_dir)
+    if not capabilities.available:
+        raise UnavailableError("; ".join(capabilities.missing))
+    settings = Settings(
+        directory=options.bpf_dir / f"vxlan-{config.backend.vni}",
+        network=config.network,
+        subnet_len=config.subnet_len,
+        handle=config.backend.vni,
+    )
+    try:
+        return load(settings)
+    except LoaderError as error:
+        logger.warning("fast path not loaded", extra={"log": str(error)})
+        raise UnavailableError(str(error).splitlines()[0]) from error
+
+
+class FastPath:
+    """Keep the fast path equal to peers, pod ports and devices. One thread at a time."""
+
+    def __init__(
+        self,
+        *,
+        datapath: Datapath,
+        options: Options,
+        backend: VxlanBackend,
+        network: NetworkConfig,
+        links: Links,
+        status: Status,
+    ) -> None:
+        self._datapath = datapath
+        self._options = options
+        self._backend = backend
+        self._network = network
+        self._headroom = Headroom(links, network.backend.vni)
+        self._status = status
+        self._subnet: IPv4Network | None = None
+        self._uplink: Uplink | None = None
+        self._pod_mtu: int | None = None
+        self._entries: dict[IPv4Network, PeerEntry] = {}
+        self._unfit: set[IPv4Network] = set()
+        self._troubles: dict[str, str] = {}
+
+    def settle(self, *, subnet: IPv4Network, uplink: Uplink) -> None:
+        """Take part with this subnet and uplink; cheap when nothing changed."""
+        self._subnet, self._uplink = subnet, uplink
+        self._attempt("configure", self._configure)
+
+    def attach(self) -> None:
+        """Have our programs on uplink and overlay device. Peers must be in the maps before."""
+        self._attempt("attach", self._attach)
+
+    def replace_peers(self, peers: Iterable[Peer]) -> None:
+        """Make these all the peers of the fast path."""
+        self._entries = {}
+        for peer in peers:
+            self._note(peer)
+        self._attempt("peers", lambda: self._datapath.replace_peers(self._entries.values()))
+        self._attempt("configure", self._configure)
+
+    def put_peer(self, peer: Peer) -> None:
+        """Accept and serve one peer; call it before the kernel's route leads there."""
+        entry = self._note(peer)
+        if entry is not None:
+            self._attempt("peers", lambda: self._datapath.put_peer(entry))
+        elif peer.subnet in self._unfit:
+            self._attempt("configure", self._configure)
+
+    def remove_peer(self, subnet: IPv4Network) -> None:
+        """Forget one peer; call it after the kernel's route is gone."""
+        self._unfit.discard(subnet)
+        if self._entries.pop(subnet, None) is not None:
+            self._attempt("peers", lambda: self._datapath.remove_peer(subnet))
+
+    def follow_ports(self, found: PodPorts) -> None:
+        """Serve exactly these pod ports, and give their packets room for our headers."""
+        if found.mtu != self._pod_mtu:
+            self._pod_mtu = found.mtu
+            self._attempt("configure", self._configure)
+        known = self._datapath.pod_ports()
+        for ifindex in known - found.ports:
+            self._attempt(f"pod port {ifindex}", partial(self._datapath.remove_pod_port, ifindex))
+        for ifindex in found.ports - known:
+            self._attempt(f"pod port {ifindex}", partial(self._datapath.put_pod_port, ifindex))
+        self._troubles = {
+            step: why
+            for step, why in self._troubles.items()
+            if not step.startswith("pod port ") or int(step.split()[-1]) in found.ports
+        }
+        bridge = found.bridge
+        if bridge is not None:
+            self._attempt("headroom", lambda: self._headroom.keep(bridge))
+
+    def flush(self) -> None:
+        """Have every admitted flow witnessed anew: a rule changed that may forbid it."""
+        self._attempt("flush", self._datapath.flush)
+
+    def tidy(self) -> None:
+        """Take back what removed peers held, and the pins of an older version."""
+        self._attempt("settle", self._datapath.settle)
+
+    def retire_old(self) -> None:
+        """Remove the pins of other versions, once everything is attached anew."""
+        self._attempt("retire", self._datapath.retire_old)
+
+    def _configure(self) -> None:
+        if self._subnet is None or self._uplink is None:
+            return
+        first, last = map(int, _PORT_RANGE.read_text().split())
+        self._datapath.configure(
+            DatapathConfig(
+                uplink=self._uplink.ifindex,
+                node=self._uplink.address,
+                vtep_mac=mac_bytes(self._backend.mac),
+                subnet=self._subnet,
+                vni=self._network.backend.vni,
+                port=self._network.backend.port,
+                mtu=self._backend.mtu,
+                pod_mtu=min(self._pod_mtu or self._backend.mtu, self._backend.mtu),
+                admission=self._admission(),
+                spoof=self._spoof_check(),
+                source_ports=(first, last),
+            )
+        )
+
+    def _attach(self) -> None:
+        if self._uplink is None:
+            return
+        self._datapath.attach_overlay(self._backend.ifindex)
+        self._datapath.attach_uplink(self._uplink.ifindex)
+
+    def _admission(self) -> Admission:
+        """Return the admission that is safe: strict needs a conntrack that forgives gaps."""
+        wanted = _ADMISSIONS[self._options.admission]
+        try:
+            write_sysctl(LIBERAL, "1")
+        except RequestError as error:
+            if wanted is Admission.STRICT:
+                self._tell("admission", f"switched off: {error}")
+                return Admission.OFF
+        return wanted
+
+    def _spoof_check(self) -> SpoofCheck:
+        """Return the sender check; peers that the maps cannot name must not be dropped by it."""
+        wanted = _SPOOF_CHECKS[self._options.spoof_check]
+        return min(wanted, SpoofCheck.COUNT) if self._unfit else wanted
+
+    def _note(self, peer: Peer) -> PeerEntry | None:
+        """Return the peer as the maps have it; None for one that they have no place for."""
+        self._unfit.discard(peer.subnet)
+        self._entries.pop(peer.subnet, None)
+        network = self._network
+        if peer.mac is None or peer.subnet == self._subnet or self._uplink is None:
+            return None
+        if not peer.subnet.subnet_of(network.network):
+            return None
+        if peer.subnet.prefixlen != network.subnet_len:
+            self._unfit.add(peer.subnet)
+            return None
+        entry = PeerEntry(
+            subnet=peer.subnet,
+            node=peer.node,
+            vtep_mac=mac_bytes(peer.mac),
+            nexthop=peer.node if peer.node in self._uplink.on_link else None,
+        )
+        self._entries[peer.subnet] = entry
+        return entry
+
+    def _attempt(self, step: str, action: Callable[[], object]) -> None:
+        """Do it, or say once that it failed; the next repair tries again."""
+        try:
+            action()
+        except (LoaderError, KernelError, OSError) as error:
+            self._tell(step, str(error))
+        else:
+            if self._troubles.pop(step, None) is not None:
+                logger.info("fast path works again", extra={"step": step})
+        self._status.fast_path_troubles = dict(self._troubles)
+
+    def _tell(self, step: str, trouble: str) -> None:
+        if self._troubles.get(step) != trouble:
+            logger.warning("fast path in trouble", extra={"step": step, "reason": trouble})
+        self._troubles[step] = trouble

@@ -1,0 +1,141 @@
+"""Which devices of this node are pod ports: the host ends of pods' veths.
+
+A pod port is a veth whose other end is in another network namespace, and which is a port of the
+bridge that has an address of our subnet (`bridge`), or carries a host route for an address of our
+subnet (`ptp`, routed pods). The reading is packed by hand, since it happens whenever a pod comes or
+goes, beside hundreds of others. Nothing here changes anything.
+"""
+
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from kersey_control.rtnetlink import Rtnl, attributes_of
+
+_RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE = 18, 22, 26
+_IFINFO = struct.Struct("=BxHiII")
+_IFADDR = struct.Struct("=BBBBI")
+_RTMSG = struct.Struct("=8BI")
+_ATTRIBUTE = struct.Struct("=HH")
+_U32 = struct.Struct("=I")
+
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 3, 4, 10, 18
+_IFLA_EXT_MASK, _IFLA_LINK_NETNSID, _IFLA_INFO_KIND = 29, 37, 1
+_SKIP_STATISTICS = 1 << 3
+_IFA_LOCAL = 2
+_RTA_DST, _RTA_OIF = 1, 4
+_TABLE_MAIN = 254
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What matters of a device; `master` is an ifindex, 0 if none; `mtu` in bytes."""
+
+    ifindex: int
+    name: str
+    kind: str
+    mtu: int
+    master: int
+    is_shared: bool
+    """Whether its other end is in another network namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodPorts:
+    """The pod ports and, where pods are bridged, their bridge; `mtu` is the smallest of all."""
+
+    ports: frozenset[int]
+    bridge: Device | None
+    mtu: int | None
+
+
+def find_pod_ports(
+    devices: Iterable[Device],
+    *,
+    bridges: frozenset[int],
+    routed: frozenset[int],
+    uplink: int,
+) -> PodPorts:
+    """Return the pod ports among `devices`.
+
+    `bridges` are the devices with an address of our subnet, `routed` those with a host route to
+    one, all by ifindex.
+    """
+    known = {device.ifindex: device for device in devices}
+    bridge = next((known[i] for i in sorted(bridges & known.keys()) if _is_bridge(known[i])), None)
+    ports = [
+        device
+        for device in known.values()
+        if _is_pod_end(device)
+        and device.ifindex != uplink
+        and ((bridge is not None and device.master == bridge.ifindex) or device.ifindex in routed)
+    ]
+    mtus = [device.mtu for device in ports] + ([bridge.mtu] if bridge else [])
+    return PodPorts(frozenset(port.ifindex for port in ports), bridge, min(mtus, default=None))
+
+
+def read_pod_ports(rtnl: Rtnl, *, subnet: IPv4Network, overlay: int, uplink: int) -> PodPorts:
+    """Return the pod ports of this namespace for our subnet. Raises KernelError."""
+    devices = list(_devices(rtnl))
+    unbridged = any(_is_pod_end(each) and not each.master for each in devices)
+    return find_pod_ports(
+        devices,
+        bridges=frozenset(_holders(rtnl, subnet)) - {overlay},
+        routed=frozenset(_routed(rtnl, subnet)) if unbridged else frozenset(),
+        uplink=uplink,
+    )
+
+
+def _is_bridge(device: Device) -> bool:
+    return device.kind == "bridge"
+
+
+def _is_pod_end(device: Device) -> bool:
+    return device.kind == "veth" and device.is_shared
+
+
+def _devices(rtnl: Rtnl) -> Iterator[Device]:
+    body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    body += _ATTRIBUTE.pack(8, _IFLA_EXT_MASK) + _U32.pack(_SKIP_STATISTICS)
+    for _, payload in rtnl.dump(_RTM_GETLINK, body):
+        _, _, ifindex, _, _ = _IFINFO.unpack_from(payload)
+        attributes = attributes_of(payload, _IFINFO.size)
+        info = attributes_of(attributes.get(_IFLA_LINKINFO, b""), 0)
+        yield Device(
+            ifindex=ifindex,
+            name=_text(attributes.get(_IFLA_IFNAME, b"")),
+            kind=_text(info.get(_IFLA_INFO_KIND, b"")),
+            mtu=_number(attributes.get(_IFLA_MTU)),
+            master=_number(attributes.get(_IFLA_MASTER)),
+            is_shared=_IFLA_LINK_NETNSID in attributes,
+        )
+
+
+def _holders(rtnl: Rtnl, subnet: IPv4Network) -> Iterator[int]:
+    """Yield the devices that have an address of `subnet`."""
+    for _, payload in rtnl.dump(_RTM_GETADDR, _IFADDR.pack(socket.AF_INET, 0, 0, 0, 0)):
+        local = attributes_of(payload, _IFADDR.size).get(_IFA_LOCAL)
+        if local and IPv4Address(local) in subnet:
+            yield _IFADDR.unpack_from(payload)[-1]
+
+
+def _routed(rtnl: Rtnl, subnet: IPv4Network) -> Iterator[int]:
+    """Yield the devices that host routes of the main table to addresses of `subnet` go through."""
+    body = _RTMSG.pack(socket.AF_INET, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)
+    for _, payload in rtnl.dump(_RTM_GETROUTE, body):
+        if payload[1] != 32:  # noqa: PLR2004  # the prefix length of a host route
+            continue
+        attributes = attributes_of(payload, _RTMSG.size)
+        destination = attributes.get(_RTA_DST)
+        if destination and IPv4Address(destination) in subnet:
+            yield _number(attributes.get(_RTA_OIF))
+
+
+def _number(raw: bytes | None) -> int:
+    return int(_U32.unpack(raw)[0]) if raw else 0
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode(errors="replace")

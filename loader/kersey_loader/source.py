@@ -1,0 +1,46 @@
+"""The C text of the programs as the compiler gets it: one file, with nothing left to include.
+
+bcc rewrites map calls in the main file only, so our own quoted includes are pasted in, once each,
+with #line so that errors name the real file.
+"""
+
+import re
+from pathlib import Path
+
+from kersey_loader.layout import assertions
+
+PROGRAM_FILES = ("pod.bpf.c", "uplink.bpf.c", "overlay.bpf.c", "clock.bpf.c")
+
+_INCLUDE = re.compile(r'^#include "([^"]+)"$')
+_HERE = Path(__file__).resolve().parent
+
+
+def bpf_directory() -> Path:
+    """Return where the C files are: inside an installed package, beside it in a source tree."""
+    installed = _HERE / "bpf_sources"
+    return installed if installed.is_dir() else _HERE.parents[1] / "bpf"
+
+
+def program_text(directory: Path) -> str:
+    """Return all programs and the layout assertions as one text."""
+    pasted: set[Path] = set()
+    parts = [_paste(directory / name, pasted) for name in PROGRAM_FILES]
+    return "".join(parts) + '#line 1 "assertions"\n' + assertions()
+
+
+def _paste(path: Path, pasted: set[Path]) -> str:
+    path = path.resolve()
+    if path in pasted:
+        return ""
+    pasted.add(path)
+    lines = [f'#line 1 "{path.name}"\n']
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        include = _INCLUDE.match(line)
+        if include:
+            lines.append(_paste(path.parent / include[1], pasted))
+            lines.append(f'#line {number + 1} "{path.name}"\n')
+        elif line != "#pragma once":
+            lines.append(line + "\n")
+        else:
+            lines.append("\n")
+    return "".join(lines)

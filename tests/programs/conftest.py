@@ -1,0 +1,25 @@
+"""Fixtures of the program tests: one loaded datapath for all, clean for each test."""
+
+from collections.abc import Iterator
+
+import pytest
+from bpf_lab import Lab, open_lab
+from kersey_loader.probe import probe
+
+
+@pytest.fixture(scope="session")
+def loaded_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Load the programs once; only `lab` gives them out."""
+    directory = tmp_path_factory.mktemp("bpf")
+    found = probe(directory)
+    if not found.available:
+        pytest.skip(f"missing: {'; '.join(found.missing)}")
+    with open_lab(directory) as opened:
+        yield opened
+
+
+@pytest.fixture
+def lab(loaded_lab: Lab) -> Lab:
+    """Give a test the node with its peers and ports, and no flow known."""
+    loaded_lab.reset()
+    return loaded_lab

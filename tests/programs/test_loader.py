@@ -1,0 +1,263 @@
+"""The loader: what is adopted, what is made anew, and how failures come out."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import packets as p
+import pytest
+from bpf_lab import NETWORK, OWN, PEER, PEER_NODE, PEER_VTEP, VTEP, private_bpffs, private_network
+from kersey_loader import datapath, layout, pins, source
+from kersey_loader.bpf import Map, map_info, pin
+from kersey_loader.bpffs import ensure_bpffs, is_bpffs
+from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
+from kersey_loader.errors import AttachError, CompileError, LoaderError, VerifierError
+from kersey_loader.layout import MapSpec, MapType, Program
+from kersey_loader.probe import probe
+
+CONFIG = DatapathConfig(
+    uplink=1,
+    node=IPv4Address("198.18.0.1"),
+    vtep_mac=p.mac(VTEP),
+    subnet=OWN,
+    vni=1,
+    port=8472,
+    mtu=1450,
+    pod_mtu=1450,
+)
+ENTRY = PeerEntry(PEER, IPv4Address(PEER_NODE), p.mac(PEER_VTEP))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    found = probe(tmp_path)
+    if not found.available:
+        pytest.skip(f"missing: {'; '.join(found.missing)}")
+    with private_network(), private_bpffs(tmp_path):
+        yield Settings(tmp_path, network=NETWORK, subnet_len=24)
+
+
+def map_ids(loaded: Datapath) -> dict[str, int]:
+    return {name: map_info(map_.fd).id for name, map_ in loaded.maps.items()}
+
+
+def program_ids(loaded: Datapath) -> list[int]:
+    return [loaded.program_info(program).id for program in Program]
+
+
+def test_second_load_adopts_maps_programs_and_their_contents(settings: Settings) -> None:
+    with load(settings) as first:
+        assert not first.adopted
+        first.configure(CONFIG)
+        first.put_peer(ENTRY)
+        kept = map_ids(first), program_ids(first), first.generation
+    with load(settings) as second:
+        assert second.adopted
+        assert (map_ids(second), program_ids(second), second.generation) == kept
+        assert list(second.traffic()) == [PEER]
+        second.configure(CONFIG)
+        second.replace_peers([ENTRY])
+        assert second.generation == kept[2]
+
+
+def test_other_layout_makes_new_maps_and_programs_beside_the_old(settings: Settings) -> None:
+    with load(settings) as old, load(replace(settings, max_flows=1024)) as new:
+        assert not new.adopted
+        assert not set(map_ids(old).values()) & set(map_ids(new).values())
+        assert not set(program_ids(old)) & set(program_ids(new))
+        assert len(list(settings.directory.glob("*-*"))) == 4
+        assert len(new.retire_old()) == 2
+    with load(replace(settings, max_flows=1024)) as again:
+        assert again.adopted
+
+
+def test_pinned_map_of_another_shape_is_not_adopted(settings: Settings) -> None:
+    with load(settings) as loaded:
+        before = map_ids(loaded)
+    (home,) = settings.directory.glob("maps-*")
+    (home / "flows").unlink()
+    wrong = MapSpec("flows", MapType.HASH, 4, 4, 1)
+    with Map.create(wrong) as map_:
+        pin(map_.fd, home / "flows")
+    with load(settings) as loaded:
+        assert not loaded.adopted
+        after = map_ids(loaded)
+        assert {name for name in after if after[name] != before[name]} == {"flows"}
+        assert map_info(loaded.maps["flows"].fd).type == MapType.LRU_HASH
+
+
+def changed_source(scratch: Path, name: str, old: str, new: str) -> Path:
+    """Return a copy of the C files with one change."""
+    copy = scratch / "source"
+    shutil.copytree(source.bpf_directory(), copy)
+    text = (copy / name).read_text()
+    assert old in text
+    (copy / name).write_text(text.replace(old, new, 1))
+    return copy
+
+
+def compile_copy(settings: Settings, directory: Path) -> None:
+    ensure_bpffs(settings.directory)
+    specs = layout.map_specs(subnets=256, peers=256, flows=64, ports=8)
+    home, maps, _ = pins.open_maps(settings.directory, specs)
+    pins.open_programs(
+        settings.directory,
+        text=source.program_text(directory),
+        headers=source.bpf_directory() / "headers",
+        map_home=home,
+        maps=maps,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("flow.h", "struct flow_key *key", "struct nonsense *key"), "flow.h:"),
+        (("types.h", "u64 max_age; ", "u32 max_age; "), "layout.py: "),
+        (("types.h", "u32 egress_port;", "u32 other_port;"), "egress_port"),
+        (("verdict.h", "VERDICT_VLAN,", "VERDICT_VLAN, VERDICT_NEW,"), "VERDICT_TRUNCATED == 6"),
+        (("types.h", "ADMISSION_STRICT = 1", "ADMISSION_STRICT = 4"), "ADMISSION_STRICT == 1"),
+    ],
+)
+def test_compile_error_comes_out_whole_and_leaves_no_pins(
+    settings: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
+    change: tuple[str, str, str],
+    said: str,
+) -> None:
+    copy = changed_source(tmp_path_factory.mktemp("changed"), *change)
+    with pytest.raises(CompileError) as caught:
+        compile_copy(settings, copy)
+    assert said in caught.value.log
+    assert "error" in caught.value.log
+    assert not list(settings.directory.glob("programs-*"))
+
+
+def test_verifier_log_comes_out_whole_and_leaves_no_pins(
+    settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    check = "if ((const void *)(udp + 1) > end)\n\t\treturn VERDICT_TRUNCATED;\n"
+    copy = changed_source(tmp_path_factory.mktemp("changed"), "lib/parse.h", check, "")
+    with pytest.raises(VerifierError) as caught:
+        compile_copy(settings, copy)
+    assert "invalid access to packet" in caught.value.log
+    assert not list(settings.directory.glob("programs-*"))
+
+
+def test_programs_compile_without_a_remark(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"), load(settings):
+        pass
+    assert [record.message for record in caplog.records] == ["compiled and pinned programs"]
+
+
+def link(line: str) -> None:
+    subprocess.run(["ip", "link", *line.split()], check=True, capture_output=True)
+
+
+def ifindex(name: str) -> int:
+    shown = subprocess.run(
+        ["ip", "-o", "link", "show", name], check=True, capture_output=True, text=True
+    )
+    return int(shown.stdout.split(":", 1)[0])
+
+
+def test_pod_port_is_attached_both_ways_and_again_without_harm(settings: Settings) -> None:
+    link("add v0 type veth peer name v1")
+    port = ifindex("v0")
+    with load(settings) as loaded:
+        loaded.put_pod_port(port)
+        loaded.put_pod_port(port)
+        assert loaded.pod_ports() == {port}
+        found = {(a.direction.name, a.program) for a in loaded.attachments()}
+        assert found == {("INGRESS", "from_pod"), ("EGRESS", "to_pod")}
+        assert len(loaded.attachments()) == 2
+        loaded.remove_pod_port(port)
+        assert loaded.attachments() == ()
+        assert loaded.pod_ports() == frozenset()
+
+
+def test_deleted_device_is_no_pod_port_any_more_without_our_doing(settings: Settings) -> None:
+    link("add v0 type veth peer name v1")
+    port = ifindex("v0")
+    with load(settings) as loaded:
+        loaded.put_pod_port(port)
+        link("del v0")
+        assert loaded.pod_ports() == frozenset()
+        loaded.remove_pod_port(port)
+        with pytest.raises(AttachError, match=str(port)):
+            loaded.put_pod_port(port)
+
+
+def test_filter_of_another_and_of_another_network_stay(settings: Settings) -> None:
+    link("add v0 type veth peer name v1")
+    port = ifindex("v0")
+    match = "filter add dev v0 ingress prio 1 protocol ip u32 match u32 0 0 flowid 1:1"
+    with load(settings) as mine, load(replace(settings, handle=7)) as other:
+        mine.attach_uplink(port)
+        other.attach_uplink(port)
+        subprocess.run(["tc", *match.split()], check=True)
+        assert len(mine.attachments()) == len(other.attachments()) == 1
+        datapath.remove(settings.directory, handle=1)
+        assert mine.attachments() == ()
+        assert len(other.attachments()) == 1
+        listed = subprocess.run(
+            ["tc", "filter", "show", "dev", "v0", "ingress"],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        assert "u32" in listed.stdout
+
+
+def test_remove_leaves_no_pin(settings: Settings) -> None:
+    with load(settings) as loaded:
+        loaded.configure(CONFIG)
+    datapath.remove(settings.directory, handle=1)
+    assert list(settings.directory.glob("*-*")) == []
+
+
+def test_subnet_of_another_size_or_network_is_refused(settings: Settings) -> None:
+    with load(settings) as loaded:
+        loaded.configure(CONFIG)
+        for subnet in ("10.244.2.0/25", "10.245.2.0/24"):
+            with pytest.raises(LoaderError, match=subnet):
+                loaded.put_peer(replace(ENTRY, subnet=IPv4Network(subnet)))
+
+
+def test_probe_names_each_thing_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert probe(tmp_path).missing == ()
+    monkeypatch.setattr("kersey_loader.probe.INTERPRETER", str(tmp_path / "python"))
+    monkeypatch.setattr("platform.release", lambda: "5.10.0-8-amd64")
+    found = probe(tmp_path)
+    assert not found.available
+    assert [reason.split()[0] for reason in found.missing] == ["kernel", str(tmp_path / "python")]
+
+
+def test_bpffs_is_mounted_where_there_is_none(tmp_path: Path) -> None:
+    inner = tmp_path / "kersey"
+    with private_bpffs(inner):
+        assert not is_bpffs(inner)
+        ensure_bpffs(inner)
+        ensure_bpffs(inner)
+        assert is_bpffs(inner)
+        mounts = Path("/proc/self/mounts").read_text()
+        assert mounts.count(os.fspath(inner)) == 1
+
+
+def test_structs_are_as_large_as_the_maps_say() -> None:
+    assert {name: ctypes.sizeof(struct) for name, struct in layout.STRUCTS.items()} == {
+        "config": 72,
+        "peer": 128,
+        "flow_key": 16,
+        "flow": 40,
+        "sighting": 16,
+        "endpoint": 24,
+        "traffic": 64,
+    }

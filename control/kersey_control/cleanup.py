@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from kersey_loader.errors import LoaderError
+from kersey_loader.remove import detach_everything, remove_pins
+
 from kersey_control.errors import KernelError
 from kersey_control.masquerade import remove_all_rules
 from kersey_control.netlink import Links
@@ -17,11 +20,14 @@ from kersey_control.reconcile import Plan
 from kersey_control.rtnetlink import Rtnl
 
 
-def clean_node(*, subnet_file: Path, state_dir: Path, links: Links, rtnl: Rtnl) -> Iterator[str]:
+def clean_node(
+    *, subnet_file: Path, state_dir: Path, bpf_dir: Path, links: Links, rtnl: Rtnl
+) -> Iterator[str]:
     """Remove it all, yielding a line for each thing removed. Raises KernelError at what resists.
 
     The lease is not touched: it belongs to the store, and ends by itself within a day.
     """
+    yield from _fast_path(bpf_dir)
     for link in links.owned():
         links.delete(link)
         yield f"device {link.name}"
@@ -36,6 +42,19 @@ def clean_node(*, subnet_file: Path, state_dir: Path, links: Links, rtnl: Rtnl) 
     remove_all_rules()
     yield "masquerade and forward rules"
     yield from _files(subnet_file, state_dir)
+
+
+def _fast_path(bpf_dir: Path) -> Iterator[str]:
+    """Take our programs off every device, and their pins; packets take the kernel's own path."""
+    try:
+        detached = detach_everything()
+        unpinned = remove_pins(bpf_dir)
+    except LoaderError as error:
+        raise KernelError(str(error)) from error
+    if detached:
+        yield f"{detached} programs from devices"
+    if unpinned:
+        yield f"{unpinned} pinned programs and maps in {bpf_dir}"
 
 
 def _files(subnet_file: Path, state_dir: Path) -> Iterator[str]:

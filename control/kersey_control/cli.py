@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -50,6 +50,18 @@ class LeasesFlags(EtcdFlags):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StatusFlags:
+    """What `kersey status` can be told."""
+
+    state_dir: Path = flag(
+        PATH, default="/run/kersey", group=_FILES, help="the daemon's --state-dir", own=True
+    )
+    json: bool = flag(
+        BOOLEAN, default="false", group=_OUTPUT, help="print one JSON object", own=True
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CleanupFlags:
     """What `kersey cleanup` can be told: the files that kerseyd was told to use."""
 
@@ -58,6 +70,9 @@ class CleanupFlags:
     )
     state_dir: Path = flag(
         PATH, default="/run/kersey", group=_FILES, help="the daemon's --state-dir", own=True
+    )
+    bpf_dir: Path = flag(
+        PATH, default="/sys/fs/bpf/kersey", group=_FILES, help="the daemon's --bpf-dir", own=True
     )
 
 
@@ -124,6 +139,18 @@ def version(_flags: NoFlags) -> None:
     print(f"kersey {__version__}")
 
 
+def status(flags: StatusFlags) -> None:
+    """Print what the running daemon says of itself."""
+    from kersey_control.status_socket import ask  # noqa: PLC0415  # as below
+
+    told = ask(flags.state_dir)
+    if flags.json:
+        print(json.dumps(told))
+        return
+    for name, line in _status_lines(told):
+        print(f"{name:10} {line}".rstrip())
+
+
 def leases(flags: LeasesFlags) -> None:
     """Print every lease of the network, and what could not be read."""
     # Here, so that `kersey version` need not load gRPC.
@@ -167,11 +194,49 @@ def cleanup(flags: CleanupFlags) -> None:
 
     with sole_user(flags.subnet_file) as lock, Links() as links, Rtnl() as rtnl:
         for line in clean_node(
-            subnet_file=flags.subnet_file, state_dir=flags.state_dir, links=links, rtnl=rtnl
+            subnet_file=flags.subnet_file,
+            state_dir=flags.state_dir,
+            bpf_dir=flags.bpf_dir,
+            links=links,
+            rtnl=rtnl,
         ):
             print(f"removed {line}")
         lock.unlink(missing_ok=True)
     print("nothing of Kersey is left on this node; its lease ends by itself within 24 hours")
+
+
+def _status_lines(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the lines of `kersey status`, what is wrong at the end."""
+    peers, store, lease, uplink = told["peers"], told["store"], told["lease"], told["uplink"]
+    yield "daemon", f"kerseyd {told['version']}, {'ready' if told['ready'] else 'not ready yet'}"
+    yield "datapath", f"{told['datapath']['mode']}: {told['datapath']['reason']}"
+    if told["fast_path"] is not None:
+        yield "fast path", _share(told["fast_path"]["verdicts"])
+    if uplink is not None:
+        yield "uplink", f"{uplink['interface']} {uplink['address']} ({uplink['reason']})"
+    if told["subnet"] is not None:
+        expires = lease["expires_at"] and round(lease["expires_at"] - time.time())
+        yield "lease", f"{told['subnet']} of {told['network']}, ends {_remaining(expires)}"
+    yield "store", "connected" if store["connected"] else f"lost: {store['trouble']}"
+    yield "peers", f"{peers['desired']} desired, {peers['programmed']} programmed"
+    troubles = {**peers["refused"], **(told["fast_path"] or {}).get("troubles", {})}
+    if lease["trouble"]:
+        troubles["lease"] = lease["trouble"]
+    if told["skipped_records"]:
+        troubles["store"] = f"{told['skipped_records']} records skipped so far"
+    for what, why in troubles.items():
+        yield "warning", f"{what}: {why}"
+
+
+def _share(verdicts: Mapping[str, Mapping[str, int]]) -> str:
+    """Return which part of the tunnel's packets took the fast path, both directions."""
+    sent, received = verdicts.get("from_pod", {}), verdicts.get("from_uplink", {})
+    routed = verdicts.get("to_overlay", {})
+    fast = sent.get("fast", 0) + received.get("fast", 0)
+    slow = sum(routed.values()) - routed.get("unrelated", 0)
+    slow += sum(received.values()) - received.get("fast", 0)
+    total = fast + slow
+    return f"{100 * fast / total:.1f} % of {total:,} tunnel packets" if total else "no packets yet"
 
 
 def _print_table(rows: Sequence[Mapping[str, object]]) -> None:
@@ -201,6 +266,7 @@ def _remaining(seconds: object) -> str:
 
 COMMANDS: Mapping[str, Command[Any]] = {
     "version": Command("print the version", NoFlags, version),
+    "status": Command("show how this node's daemon is doing", StatusFlags, status),
     "leases": Command("list the leases of the network", LeasesFlags, leases),
     "cleanup": Command("remove everything of Kersey from this node", CleanupFlags, cleanup),
 }

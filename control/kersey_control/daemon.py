@@ -34,6 +34,7 @@ from kersey_control.options import Options, read_options
 from kersey_control.rtnetlink import Rtnl
 from kersey_control.sdnotify import ServiceManager
 from kersey_control.status import Status
+from kersey_control.status_socket import StatusSocket
 from kersey_control.subnet_file import read_subnet_file
 from kersey_control.subnets.base import SubnetStore
 from kersey_control.subnets.etcd import EtcdOptions, EtcdStore
@@ -85,6 +86,7 @@ def serve(options: Options) -> None:
             opened.enter_context(
                 MetricsServer(status=status, address=options.metrics_ip, port=options.metrics_port)
             )
+        opened.enter_context(StatusSocket(status, options.state_dir))
         store = opened.enter_context(EtcdStore(EtcdOptions.from_flags(options)))
         config = wait_for_config(store, status, stop)
         if config is not None:

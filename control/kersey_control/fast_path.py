@@ -69,6 +69,8 @@ def open_fast_path(options: Options, config: NetworkConfig) -> Datapath:
     except LoaderError as error:
         logger.warning("fast path not loaded", extra={"log": str(error)})
         raise UnavailableError(str(error).splitlines()[0]) from error
+    except OSError as error:
+        raise UnavailableError(f"--bpf-dir {options.bpf_dir} cannot be used: {error}") from error
 
 
 class FastPath:
@@ -96,6 +98,7 @@ class FastPath:
         self._entries: dict[IPv4Network, PeerEntry] = {}
         self._unfit: set[IPv4Network] = set()
         self._troubles: dict[str, str] = {}
+        status.verdicts = self._verdicts
 
     def settle(self, *, subnet: IPv4Network, uplink: Uplink) -> None:
         """Take part with this subnet and uplink; cheap when nothing changed."""
@@ -103,8 +106,13 @@ class FastPath:
         self._attempt("configure", self._configure)
 
     def attach(self) -> None:
-        """Have our programs on uplink and overlay device. Peers must be in the maps before."""
+        """Have our programs on uplink, overlay device and every known pod port, whatever happened.
+
+        Peers must be in the maps before, since the sender check refuses who is not.
+        """
         self._attempt("attach", self._attach)
+        for ifindex in self._datapath.pod_ports():
+            self._attempt(f"pod port {ifindex}", partial(self._datapath.put_pod_port, ifindex))
 
     def replace_peers(self, peers: Iterable[Peer]) -> None:
         """Make these all the peers of the fast path."""
@@ -158,6 +166,12 @@ class FastPath:
     def retire_old(self) -> None:
         """Remove the pins of other versions, once everything is attached anew."""
         self._attempt("retire", self._datapath.retire_old)
+
+    def _verdicts(self) -> dict[tuple[str, str], int]:
+        return {
+            (program.function, verdict.name.lower()): count
+            for (program, verdict), count in self._datapath.counters().items()
+        }
 
     def _configure(self) -> None:
         if self._subnet is None or self._uplink is None:

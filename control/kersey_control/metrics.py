@@ -5,7 +5,7 @@ that nothing of the Python process is exported by accident.
 """
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -53,6 +53,8 @@ class StatusCollector(Collector):
             "kersey_store_connected", "1 while the lease store answers", status.store_connected
         )
         yield from self._lease_families()
+        if status.verdicts is not None:
+            yield _verdicts(status.verdicts())
         yield from self._counters()
 
     def _lease_families(self) -> Iterator[Metric]:
@@ -95,6 +97,17 @@ class StatusCollector(Collector):
         for kind, count in status.repairs.items():
             repairs.add_metric([kind], count)
         yield repairs
+
+
+def _verdicts(counts: Mapping[tuple[str, str], int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(
+        "kersey_packets",
+        "Packets that a BPF program was done with, by program and verdict; fast is the fast path",
+        labels=["program", "verdict"],
+    )
+    for labels, count in counts.items():
+        family.add_metric(labels, count)
+    return family
 
 
 def _labelled_gauge(name: str, documentation: str, labels: dict[str, str]) -> GaugeMetricFamily:

@@ -5,6 +5,7 @@ new value and no mixture. Nothing here blocks or asks the kernel.
 """
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
@@ -41,5 +42,8 @@ class Status:
     netlink_errors: int = 0
     fast_path_troubles: dict[str, str] = field(default_factory=dict)
     """What of the fast path does not work, and why; packets take the kernel's own path."""
+    verdicts: Callable[[], Mapping[tuple[str, str], int]] | None = None
+    """How often each program was done with a packet for each reason; None without a fast path.
+    Safe to call from any thread."""
     ready: bool = False
     heartbeat: float = 0.0

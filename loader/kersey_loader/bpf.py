@@ -27,9 +27,13 @@ _MAP_NEXT_KEY = 4
 _OBJ_PIN = 6
 _OBJ_GET = 7
 _PROG_TEST_RUN = 10
+_PROG_GET_BY_ID = 13
 _OBJ_GET_INFO = 15
+_PROG_QUERY = 16
 _MAP_LOOKUP_BATCH = 24
 _MAP_UPDATE_BATCH = 26
+_LINK_CREATE = 28
+_LINK_UPDATE = 29
 
 _F_RDONLY_PROG = 0x80  # set by the kernel itself on device maps
 _BATCH = 8192
@@ -147,6 +151,42 @@ def program_info(fd: int) -> ProgramInfo:
     name = raw[64:80].split(b"\0")[0].decode()
     (id_,) = struct.unpack_from("=I", raw, 4)
     return ProgramInfo(id_, name, frozenset(ids[:count]), run_time, runs, verified)
+
+
+def program_name(id_: int) -> str:
+    """Return the name of the program with this id, at most 15 characters."""
+    with Descriptor(_bpf(f"program {id_}", _PROG_GET_BY_ID, _attr("III", id_, 0, 0))) as program:
+        return program_info(program.fd).name
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """What the kernel says of a TCX link; `ifindex` is 0 once the device is gone."""
+
+    program: int
+    ifindex: int
+
+
+def create_tcx_link(program: int, ifindex: int, attach_type: int) -> int:
+    """Attach a program behind all others of a hook; returns the link's descriptor."""
+    attr = _attr("IIIIIIQ", program, ifindex, attach_type, 0, 0, 0, 0)
+    return _bpf(f"link to device {ifindex}", _LINK_CREATE, attr)
+
+
+def update_link(link: int, program: int) -> None:
+    """Replace a link's program at once: no packet meets neither or both."""
+    _bpf("replace a link's program", _LINK_UPDATE, _attr("IIII", link, program, 0, 0))
+
+
+def link_info(link: int) -> LinkInfo:
+    """Return what the kernel says of a TCX link."""
+    _, _, program, _, ifindex, _ = struct.unpack_from("=6I", _info(link, 64))
+    return LinkInfo(program, ifindex)
+
+
+def query_tcx(ifindex: int, attach_type: int) -> None:
+    """Ask for the programs of a hook; the answer is that it can be asked."""
+    _bpf(f"query device {ifindex}", _PROG_QUERY, _attr("IIII", ifindex, attach_type, 0, 0))
 
 
 @dataclass(frozen=True, slots=True)

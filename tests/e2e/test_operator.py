@@ -17,12 +17,24 @@ def kersey(node: Node, *arguments: str, check: bool = True) -> subprocess.Comple
 
 
 def cleanup(node: Node, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-    files = (f"--subnet-file={node.daemon.subnet_file}", f"--state-dir={node.state_dir}")
+    files = (
+        f"--subnet-file={node.daemon.subnet_file}",
+        f"--state-dir={node.state_dir}",
+        f"--bpf-dir={node.bpf_dir}",
+    )
     return kersey(node, "cleanup", *files, check=check)
 
 
 def kernel_state(node: Node) -> list[str]:
-    commands = ("ip -d link", "ip route show table all", "ip nexthop", "nft list ruleset")
+    commands = (
+        "ip -d link",
+        "ip route show table all",
+        "ip nexthop",
+        "nft list ruleset",
+        "tc qdisc show",
+        "tc filter show dev eth0 ingress",
+        "tc filter show dev eth0 egress",
+    )
     return [node.namespace.run(*command.split()).stdout for command in commands]
 
 
@@ -80,11 +92,17 @@ def test_cleanup_leaves_the_node_as_it_was_before(cluster: Cluster, *, nftables:
     node.daemon.start("--ip-masq", "--ip-blackhole-route")
     node.daemon.wait_ready()
     assert kernel_state(node) != before
+    assert "kersey:from_uplink" in kernel_state(node)[-2]
+    node.add_pod()
     assert "blackhole" in node.namespace.run("ip", "route").stdout
     node.daemon.stop()
     said = cleanup(node).stdout
     assert "device flannel.1" in said
     assert "blackhole route" in said
+    assert "programs from devices" in said
+    assert not (node.bpf_dir / "vxlan-1").exists()
+    node.remove_pod(node.pods[0])
+    node.namespace.ip("link del cni0")
     assert kernel_state(node) == before
     assert not node.daemon.subnet_file.exists()
     assert cleanup(node).returncode == 0
@@ -96,3 +114,24 @@ def test_an_unknown_command_and_a_bad_flag_name_themselves(shared_network: Clust
         done = kersey(node, *arguments, check=False)
         assert done.returncode == 2
         assert repr(arguments[-1].split("=")[0].lstrip("-"))[1:-1] in done.stderr
+
+
+def test_status_says_what_the_daemon_does_and_why(shared_network: Cluster) -> None:
+    node = shared_network.nodes[0]
+    state = f"--state-dir={node.state_dir}"
+    lines = kersey(node, "status", state).stdout.splitlines()
+    shown = {line.split()[0]: line for line in lines}
+    assert "ready" in shown["daemon"]
+    assert str(node.address) in shown["uplink"]
+    assert subnet_of(node) in shown["lease"]
+    assert "1 desired, 1 programmed" in shown["peers"]
+    told = json.loads(kersey(node, "status", "--json", state).stdout)
+    assert told["ready"] is True
+    assert told["datapath"]["mode"] == "bpf"
+    assert told["store"] == {"connected": True, "trouble": ""}
+
+
+def test_status_without_a_daemon_says_so(shared_network: Cluster) -> None:
+    done = kersey(shared_network.nodes[0], "status", "--state-dir=/nonexistent", check=False)
+    assert done.returncode == 1
+    assert "no kerseyd runs here" in done.stderr

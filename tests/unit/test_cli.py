@@ -32,7 +32,7 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_command_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="got 'lease', expected one of version, leases, cleanup"):
+    with pytest.raises(UsageError, match="got 'lease', expected one of version, status"):
         cli.run(["lease"], {})
 
 

@@ -1,0 +1,86 @@
+"""Take every trace of the fast path out of this network namespace and bpffs, for good.
+
+Ours are known by the filter's name and by the names of pin directories, whatever network they were
+made for. Detached by this, packets take the kernel's own path at once.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from kersey_loader.attach import NAME_PREFIX, PRIORITY, Direction
+from kersey_loader.errors import AttachError, BpfError
+
+_ALL_PROTOCOLS = 0x0003  # ETH_P_ALL
+
+
+def detach_everything() -> int:
+    """Remove all our filters, and a clsact that holds nothing then; return how many filters.
+
+    Raises AttachError.
+    """
+    count = 0
+    with IPRoute() as netlink:
+        for link in netlink.get_links():
+            ifindex = link["index"]
+            try:
+                count += _detach(netlink, ifindex)
+            except NetlinkError as error:
+                raise AttachError(f"cannot detach from device {ifindex}: {error}") from error
+    return count
+
+
+def remove_pins(directory: Path) -> int:
+    """Unpin all maps and programs below `directory`; return how many. Raises BpfError."""
+    homes = [
+        path
+        for pattern in ("*/maps-*", "*/programs-*")
+        for path in directory.glob(pattern)
+        if path.is_dir()
+    ]
+    count = sum(1 for home in homes for _ in home.iterdir())
+    try:
+        for home in homes:
+            shutil.rmtree(home)
+        for network in {home.parent for home in homes}:
+            network.rmdir()
+    except OSError as error:
+        raise BpfError(f"unpin below {directory}", error.errno or 0, str(error)) from error
+    return count
+
+
+def _detach(netlink: IPRoute, ifindex: int) -> int:
+    found = [
+        (direction, message)
+        for direction in Direction
+        for message in netlink.get_filters(index=ifindex, parent=direction)
+    ]
+    ours = [(direction, message) for direction, message in found if _is_ours(message)]
+    for direction, message in ours:
+        netlink.tc(
+            "del-filter",
+            "bpf",
+            ifindex,
+            message["handle"],
+            parent=direction,
+            prio=PRIORITY,
+            protocol=_ALL_PROTOCOLS,
+        )
+    if ours and not list(_remaining(netlink, ifindex)):
+        netlink.tc("del", "clsact", ifindex)
+    return len(ours)
+
+
+def _remaining(netlink: IPRoute, ifindex: int) -> Iterator[Any]:
+    for direction in Direction:
+        yield from netlink.get_filters(index=ifindex, parent=direction)
+
+
+def _is_ours(message: Any) -> bool:
+    options = message.get_attr("TCA_OPTIONS")
+    name = options.get_attr("TCA_BPF_NAME") if options is not None else None
+    return isinstance(name, str) and name.startswith(NAME_PREFIX)

@@ -2,26 +2,42 @@
 
 Every filter has our priority, our name and the handle of its network, so that ours are found again
 and those of others are never touched. A filter stays when the process goes. Nothing here reads or
-writes maps.
+writes maps. Messages are packed by hand (include/uapi/linux/pkt_sched.h, pkt_cls.h): there are four
+of them, and a library's socket per thread would be in the namespace of that thread.
 """
 
 import errno
-import logging
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
 from enum import IntEnum
 from types import TracebackType
-from typing import Any, NamedTuple, Self
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from typing import NamedTuple, Self
 
 from kersey_loader.errors import AttachError
-
-logger = logging.getLogger(__name__)
 
 PRIORITY = 0x4B52
 NAME_PREFIX = "kersey:"
 
-_ALL_PROTOCOLS = 0x0003  # ETH_P_ALL
+_GETLINK, _NEWQDISC, _NEWTFILTER, _DELTFILTER, _GETTFILTER = 18, 36, 44, 45, 46
+_REQUEST, _ACK, _DUMP, _EXCL, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
+_ERROR, _DONE = 2, 3
+_CLSACT, _CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
+_KIND, _OPTIONS = 1, 2
+_BPF_FD, _BPF_NAME, _BPF_FLAGS = 6, 7, 8
+_DIRECT_ACTION = 1
+_ALL_PROTOCOLS = 0x0300  # ETH_P_ALL in network byte order
+_INFO = PRIORITY << 16 | _ALL_PROTOCOLS
+
+_HEADER = struct.Struct("=IHHII")
+_TCMSG = struct.Struct("=BxxxiIII")
+_IFINFO = struct.Struct("=BxHiII")
+_ATTRIBUTE = struct.Struct("=HH")
+_TYPE_MASK = 0x3FFF
+_BUFFER = 1 << 16
+
 _GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
 
 
@@ -41,11 +57,15 @@ class Attachment(NamedTuple):
 
 
 class Attacher:
-    """One netlink socket for all filters of one network; a context manager."""
+    """One netlink socket for all filters of one network; a context manager.
+
+    It stays in the network namespace that it was made in, whichever thread uses it.
+    """
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
-        self._netlink = IPRoute()
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._sequence = 0
 
     def __enter__(self) -> Self:
         return self
@@ -60,80 +80,111 @@ class Attacher:
 
     def close(self) -> None:
         """Close the socket; filters stay."""
-        self._netlink.close()
+        self._socket.close()
 
     def attach(self, ifindex: int, direction: Direction, *, program: str, fd: int) -> None:
         """Put a program on a hook, or in the place of ours that is there, without a gap.
 
         Raises AttachError, also if the device is gone.
         """
+        options = (
+            _attribute(_BPF_FD, struct.pack("=I", fd))
+            + _attribute(_BPF_NAME, (NAME_PREFIX + program).encode() + b"\0")
+            + _attribute(_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
+        )
+        qdisc = _TCMSG.pack(0, ifindex, _CLSACT, _CLSACT_PARENT, 0)
+        where = _TCMSG.pack(0, ifindex, self._handle, direction, _INFO)
         try:
-            self._ensure_clsact(ifindex)
-            self._netlink.tc(
-                "replace-filter",
-                "bpf",
-                ifindex,
-                self._handle,
-                parent=direction,
-                prio=PRIORITY,
-                protocol=_ALL_PROTOCOLS,
-                fd=fd,
-                name=NAME_PREFIX + program,
-                direct_action=True,
-            )
-        except NetlinkError as error:
+            with suppress(FileExistsError):  # another's is as good: clsact belongs to nobody
+                self._ask(_NEWQDISC, _CREATE | _EXCL, qdisc + _attribute(_KIND, b"clsact\0"))
+            attributes = _attribute(_KIND, b"bpf\0") + _attribute(_OPTIONS, options)
+            self._ask(_NEWTFILTER, _CREATE, where + attributes)
+        except OSError as error:
             raise AttachError(f"cannot attach {program} to device {ifindex}: {error}") from error
 
     def detach(self, ifindex: int, direction: Direction) -> None:
         """Take our filter off a hook; clsact stays, others may use it. Without it, does nothing."""
+        where = _TCMSG.pack(0, ifindex, self._handle, direction, _INFO)
         try:
-            self._netlink.tc(
-                "del-filter",
-                "bpf",
-                ifindex,
-                self._handle,
-                parent=direction,
-                prio=PRIORITY,
-                protocol=_ALL_PROTOCOLS,
-            )
-        except NetlinkError as error:
-            if error.code not in _GONE:
+            self._ask(_DELTFILTER, 0, where + _attribute(_KIND, b"bpf\0"))
+        except OSError as error:
+            if error.errno not in _GONE:
                 raise AttachError(f"cannot detach from device {ifindex}: {error}") from error
 
     def attached(self, ifindex: int) -> tuple[Attachment, ...]:
         """Return our filters on a device; none if the device is gone."""
-        found = []
-        for direction in Direction:
-            for message in self._filters(ifindex, direction):
-                name = _program_name(message)
-                if name is not None and message["handle"] == self._handle:
-                    found.append(Attachment(ifindex, direction, name))
-        return tuple(found)
+        return tuple(
+            found for direction in Direction for found in self._attached(ifindex, direction)
+        )
 
     def all_attached(self) -> tuple[Attachment, ...]:
-        """Return our filters on every device of this network namespace."""
-        links = self._netlink.get_links()
-        return tuple(found for link in links for found in self.attached(link["index"]))
+        """Return our filters on every device of the socket's network namespace."""
+        links = self._dump(_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
+        indexes = [_IFINFO.unpack_from(link)[2] for link in links]
+        return tuple(found for index in indexes for found in self.attached(index))
 
-    def _ensure_clsact(self, ifindex: int) -> None:
+    def _attached(self, ifindex: int, direction: Direction) -> Iterator[Attachment]:
         try:
-            self._netlink.tc("add", "clsact", ifindex)
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise
-
-    def _filters(self, ifindex: int, direction: Direction) -> list[Any]:
-        try:
-            return list(self._netlink.get_filters(index=ifindex, parent=direction))
-        except NetlinkError as error:
-            if error.code in _GONE:
-                return []
+            filters = self._dump(_GETTFILTER, _TCMSG.pack(0, ifindex, 0, direction, 0))
+        except OSError as error:
+            if error.errno in _GONE:
+                return
             raise AttachError(f"cannot list filters of device {ifindex}: {error}") from error
+        for message in filters:
+            _, _, handle, _, info = _TCMSG.unpack_from(message)
+            options = dict(_attributes(message[_TCMSG.size :])).get(_OPTIONS, b"")
+            name = dict(_attributes(options)).get(_BPF_NAME, b"").rstrip(b"\0").decode()
+            if (handle, info >> 16) == (self._handle, PRIORITY) and name.startswith(NAME_PREFIX):
+                yield Attachment(ifindex, direction, name.removeprefix(NAME_PREFIX))
+
+    def _ask(self, kind: int, flags: int, body: bytes) -> None:
+        """Send one request and wait for its acknowledgement. Raises OSError with the errno."""
+        self._send(kind, _REQUEST | _ACK | flags, body)
+        for _ in self._answers():
+            pass
+
+    def _dump(self, kind: int, body: bytes) -> list[bytes]:
+        self._send(kind, _REQUEST | _DUMP, body)
+        return list(self._answers())
+
+    def _send(self, kind: int, flags: int, body: bytes) -> None:
+        self._sequence += 1
+        header = _HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0)
+        self._socket.send(header + body)
+
+    def _answers(self) -> Iterator[bytes]:
+        """Yield the bodies that answer the last request, up to its end."""
+        while True:
+            data = self._socket.recv(_BUFFER)
+            while data:
+                size, kind, _, sequence, _ = _HEADER.unpack_from(data)
+                body, data = data[_HEADER.size : size], data[_aligned(size) :]
+                if sequence != self._sequence:
+                    continue  # the rest of a dump that was given up
+                if kind == _ERROR:
+                    _raise_for(body)
+                if kind in (_ERROR, _DONE):
+                    return
+                yield body
 
 
-def _program_name(message: Any) -> str | None:
-    options = message.get_attr("TCA_OPTIONS")
-    name = options.get_attr("TCA_BPF_NAME") if options is not None else None
-    if not isinstance(name, str) or not name.startswith(NAME_PREFIX):
-        return None
-    return name.removeprefix(NAME_PREFIX)
+def _raise_for(body: bytes) -> None:
+    (code,) = struct.unpack_from("=i", body)
+    if code:
+        raise OSError(-code, os.strerror(-code))
+
+
+def _aligned(size: int) -> int:
+    return (size + 3) & ~3
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    size = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(size, kind) + value + bytes(_aligned(size) - size)
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(data) >= _ATTRIBUTE.size:
+        size, kind = _ATTRIBUTE.unpack_from(data)
+        yield kind & _TYPE_MASK, data[_ATTRIBUTE.size : size]
+        data = data[max(_aligned(size), _ATTRIBUTE.size) :]

@@ -5,7 +5,6 @@ the maps hold; detaching everything leaves the kernel's own devices and routes. 
 about leases or pods, and never imports the control plane. Not safe for concurrent use.
 """
 
-import errno
 import logging
 import struct
 import time
@@ -19,7 +18,7 @@ from typing import Self
 from kersey_loader import bpf, pins, source
 from kersey_loader.attach import Attacher, Attachment, Direction
 from kersey_loader.bpffs import ensure_bpffs
-from kersey_loader.errors import BpfError, LoaderError, PeersFullError
+from kersey_loader.errors import LoaderError, PeersFullError
 from kersey_loader.layout import (
     VERDICT_BITS,
     Address,
@@ -403,25 +402,6 @@ def load(settings: Settings) -> Datapath:
     )
     keep = frozenset((map_home.name, program_home.name))
     return Datapath(settings, pins.Pinned(maps, programs, keep, fresh))
-
-
-def remove(directory: Path, *, handle: int) -> tuple[Attachment, ...]:
-    """Detach every program of a network and remove every pin; returns what was attached.
-
-    The directory itself stays if anything else is in it, or if it is a mount point.
-    """
-    with Attacher(handle) as attacher:
-        found = attacher.all_attached()
-        for attachment in found:
-            attacher.detach(attachment.ifindex, attachment.direction)
-    if directory.is_dir():
-        pins.prune(directory, frozenset())
-        try:
-            directory.rmdir()
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
-                raise BpfError(f"remove {directory}", error.errno or 0, str(error)) from error
-    return found
 
 
 def _underlay(raw: Config) -> Underlay:

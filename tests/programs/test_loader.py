@@ -12,7 +12,7 @@ from pathlib import Path
 import packets as p
 import pytest
 from bpf_lab import NETWORK, OWN, PEER, PEER_NODE, PEER_VTEP, VTEP, private_bpffs, private_network
-from kersey_loader import datapath, layout, pins, source
+from kersey_loader import layout, pins, source
 from kersey_loader.bpf import Map, map_info, pin
 from kersey_loader.bpffs import ensure_bpffs, is_bpffs
 from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
@@ -204,7 +204,7 @@ def test_filter_of_another_and_of_another_network_stay(settings: Settings) -> No
         other.attach_uplink(port)
         subprocess.run(["tc", *match.split()], check=True)
         assert len(mine.attachments()) == len(other.attachments()) == 1
-        datapath.remove(settings.directory, handle=1)
+        mine.remove_pod_port(port)
         assert mine.attachments() == ()
         assert len(other.attachments()) == 1
         listed = subprocess.run(
@@ -212,13 +212,6 @@ def test_filter_of_another_and_of_another_network_stay(settings: Settings) -> No
             check=True, capture_output=True, text=True,
         )  # fmt: skip
         assert "u32" in listed.stdout
-
-
-def test_remove_leaves_no_pin(settings: Settings) -> None:
-    with load(settings) as loaded:
-        loaded.configure(CONFIG)
-    datapath.remove(settings.directory, handle=1)
-    assert list(settings.directory.glob("*-*")) == []
 
 
 def test_subnet_of_another_size_or_network_is_refused(settings: Settings) -> None:

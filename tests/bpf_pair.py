@@ -1,0 +1,263 @@
+"""Two nodes with a bridge, a pod and the kernel's VXLAN device each, and our programs on them.
+
+The slow path is complete by itself. No daemon: tests call the datapath themselves.
+"""
+
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from ipaddress import IPv4Address, IPv4Network
+from itertools import count
+from pathlib import Path
+from typing import Self
+
+from bpf_lab import private_bpffs
+from kersey_loader.attach import Attachment
+from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
+from kersey_loader.layout import Admission, Program, Verdict
+from packets import mac
+from testbed.namespace import Namespace
+
+NETWORK = IPv4Network("10.244.0.0/16")
+PORT = 5001
+PATIENCE = 5.0
+"""Seconds in which anything on this machine must have happened."""
+
+_RECVTTL = 12  # not in the socket module before Python 3.14
+_numbers = count(1)
+
+
+class Side:
+    """One node and its pod. `number` is 1 or 2; the other one is the peer."""
+
+    def __init__(self, number: int, *, node: Namespace, pod: Namespace) -> None:
+        self.number, self.other = number, 3 - number
+        self.node, self.pod = node, pod
+        self.address = f"10.244.{number}.10"
+        self.datapath: Datapath | None = None
+
+    def build(self) -> None:
+        """Make the devices, addresses and routes of flannel's own slow path."""
+        n, m = self.number, self.other
+        self.node.sysctl("net.ipv4.ip_forward", 1)
+        self.node.ip(
+            f"addr add 198.18.0.{n}/24 dev wire",
+            "link set wire up",
+            f"link add flannel.1 address 0e:00:00:00:00:0{n} mtu 1450 type vxlan id 1 dev wire "
+            f"local 198.18.0.{n} dstport 8472 nolearning noudpcsum",
+            f"addr add 10.244.{n}.0/32 dev flannel.1",
+            "link set flannel.1 up",
+            f"neigh add 10.244.{m}.0 lladdr 0e:00:00:00:00:0{m} dev flannel.1 nud permanent",
+            f"route add 10.244.{m}.0/24 via 10.244.{m}.0 dev flannel.1 onlink",
+            "link add cni0 mtu 1450 type bridge",
+            f"addr add 10.244.{n}.1/24 dev cni0",
+            "link set cni0 up",
+        )
+        self.node.run(*f"bridge fdb add 0e:00:00:00:00:0{m} dst 198.18.0.{m} dev flannel.1".split())
+        self.plug(self.pod, port="pod0")
+
+    def plug(self, pod: Namespace, *, port: str) -> None:
+        """Give a pod this side's pod address, as a CNI plugin would."""
+        self.node.ip(
+            f"link add {port} mtu 1450 type veth peer name eth0 mtu 1450 netns {pod.name}",
+            f"link set {port} master cni0",
+            f"link set {port} up",
+        )
+        pod.ip(
+            f"addr add {self.address}/24 dev eth0",
+            "link set eth0 up",
+            f"route add default via 10.244.{self.number}.1",
+        )
+        self.pod = pod
+
+    def ifindex(self, device: str) -> int:
+        """Return the index of one of the node's devices."""
+        return self.node.call(lambda: socket.if_nametoindex(device))
+
+    def start(self, settings: Settings, *, admission: Admission, max_age: float) -> Datapath:
+        """Load, configure and attach everything."""
+        config = DatapathConfig(
+            uplink=self.ifindex("wire"),
+            node=IPv4Address(f"198.18.0.{self.number}"),
+            vtep_mac=mac(f"0e:00:00:00:00:0{self.number}"),
+            subnet=IPv4Network(f"10.244.{self.number}.0/24"),
+            vni=1,
+            port=8472,
+            mtu=1450,
+            pod_mtu=1450,
+            admission=admission,
+            max_age=max_age,
+        )
+        peer = PeerEntry(
+            IPv4Network(f"10.244.{self.other}.0/24"),
+            IPv4Address(f"198.18.0.{self.other}"),
+            mac(f"0e:00:00:00:00:0{self.other}"),
+        )
+        self.datapath = datapath = self.node.call(lambda: load(settings))
+        datapath.configure(config)
+        datapath.put_peer(peer)
+        self.attach()
+        return datapath
+
+    def attach(self) -> None:
+        """Attach, or replace, all programs."""
+        datapath = self.loaded()
+        pod_port = self.ifindex("pod0")
+        datapath.attach_uplink(self.ifindex("wire"))
+        datapath.attach_overlay(self.ifindex("flannel.1"))
+        # A device map takes ifindexes of the calling thread's namespace.
+        self.node.call(lambda: datapath.put_pod_port(pod_port))
+
+    def detach(self) -> tuple[Attachment, ...]:
+        """Take every program off by hand, as an operator would; returns what was on.
+
+        By filter: adding or removing clsact itself makes the kernel stop the device's queues for a
+        moment (dev_deactivate), which loses packets even where no program ever was.
+        """
+        found = self.loaded().attachments()
+        names = dict(self.node.call(socket.if_nameindex))
+        for attachment in found:
+            hook = attachment.direction.name.lower()
+            self.node.run("tc", "filter", "del", "dev", names[attachment.ifindex], hook)
+        return found
+
+    def loaded(self) -> Datapath:
+        """Return the datapath, which must have been started."""
+        assert self.datapath is not None
+        return self.datapath
+
+    def counted(self, program: Program, verdict: Verdict) -> int:
+        """Return a counter."""
+        return self.loaded().counters()[program, verdict]
+
+
+class Pair:
+    """Both sides, wired to each other."""
+
+    def __init__(self, sides: tuple[Side, Side], scratch: Path, stack: ExitStack) -> None:
+        self.near, self.far = sides
+        self._scratch = scratch
+        self._stack = stack
+
+    def start(self, *, admission: Admission = Admission.STRICT, max_age: float = 5.0) -> None:
+        """Start the fast path on both nodes."""
+        for side in (self.near, self.far):
+            directory = self._scratch / f"node{side.number}"
+            self._stack.enter_context(private_bpffs(directory))
+            settings = Settings(directory, network=NETWORK, subnet_len=24)
+            datapath = side.start(settings, admission=admission, max_age=max_age)
+            self._stack.enter_context(datapath)
+
+    def namespace(self, name: str) -> Namespace:
+        """Make one more namespace, for another pod."""
+        return self._stack.enter_context(Namespace(name))
+
+
+@contextmanager
+def open_pair(scratch: Path) -> Iterator[Pair]:
+    """Build two nodes without any program of ours."""
+    prefix = f"kp{next(_numbers)}"
+    with ExitStack() as stack:
+        sides = [
+            Side(
+                number,
+                node=stack.enter_context(Namespace(f"{prefix}-node{number}")),
+                pod=stack.enter_context(Namespace(f"{prefix}-pod{number}")),
+            )
+            for number in (1, 2)
+        ]
+        sides[0].node.ip(f"link add wire type veth peer name wire netns {sides[1].node.name}")
+        for side in sides:
+            side.build()
+        yield Pair((sides[0], sides[1]), scratch, stack)
+
+
+class Echo:
+    """A UDP echo in a namespace; remembers TTL and TOS of what it got. A context manager."""
+
+    def __init__(self, namespace: Namespace, address: str) -> None:
+        self._socket = namespace.call(lambda: _bound(address))
+        self.seen: list[tuple[bytes, int, int]] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        # Closing alone would not wake the thread.
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                data, extra, _, peer = self._socket.recvmsg(2048, 256)
+                if not extra:
+                    return
+                facts = {kind: int.from_bytes(value[:1], "little") for _, kind, value in extra}
+                self.seen.append((data, facts[socket.IP_TTL], facts[socket.IP_TOS]))
+                self._socket.sendto(data, peer)
+            except OSError:
+                return
+
+
+def _bound(address: str) -> socket.socket:
+    opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    opened.setsockopt(socket.IPPROTO_IP, _RECVTTL, 1)
+    opened.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+    opened.bind((address, PORT))
+    return opened
+
+
+def client(namespace: Namespace, address: str, *, source_port: int = 0) -> socket.socket:
+    """Return a connected UDP socket in a namespace that gives up after a while."""
+
+    def connect() -> socket.socket:
+        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        opened.bind(("0.0.0.0", source_port))  # noqa: S104  # inside a pod
+        opened.settimeout(PATIENCE)
+        opened.connect((address, PORT))
+        return opened
+
+    return namespace.call(connect)
+
+
+def ask(opened: socket.socket, data: bytes) -> bytes:
+    """Send one datagram and return the answer."""
+    opened.send(data)
+    return opened.recv(2048)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition; fails after `PATIENCE`."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "not so in time"
+        time.sleep(0.01)
+
+
+def stream(source: Namespace, sink: Namespace, *, address: str, size: int) -> bool:
+    """Send `size` bytes over TCP and return whether the same bytes arrived."""
+    listener = sink.call(lambda: socket.create_server((address, PORT)))
+    data = hashlib.shake_256(b"stream").digest(1 << 16) * (size >> 16)
+    digest = hashlib.sha256()
+    arrived = threading.Thread(target=_drain, args=(listener, digest.update), daemon=True)
+    arrived.start()
+    with listener, source.call(lambda: socket.create_connection((address, PORT))) as opened:
+        opened.sendall(data)
+        opened.shutdown(socket.SHUT_WR)
+        arrived.join(timeout=20)
+    return digest.digest() == hashlib.sha256(data).digest()
+
+
+def _drain(listener: socket.socket, take: Callable[[bytes], object]) -> None:
+    opened, _ = listener.accept()
+    with opened:
+        while data := opened.recv(1 << 16):
+            take(data)

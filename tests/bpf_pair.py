@@ -18,6 +18,7 @@ from bpf_lab import private_bpffs
 from kersey_loader.attach import Attachment
 from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
 from kersey_loader.layout import Admission, Program, Verdict
+from kersey_loader.tcx import remove_link
 from packets import mac
 from testbed.namespace import Namespace
 
@@ -96,6 +97,7 @@ class Side:
             IPv4Address(f"198.18.0.{self.other}"),
             mac(f"0e:00:00:00:00:0{self.other}"),
         )
+        self.directory = settings.directory
         self.datapath = datapath = self.node.call(lambda: load(settings))
         datapath.configure(config)
         datapath.put_peer(peer)
@@ -105,23 +107,22 @@ class Side:
     def attach(self) -> None:
         """Attach, or replace, all programs."""
         datapath = self.loaded()
-        pod_port = self.ifindex("pod0")
-        datapath.attach_uplink(self.ifindex("wire"))
-        datapath.attach_overlay(self.ifindex("flannel.1"))
-        # A device map takes ifindexes of the calling thread's namespace.
+        wire, overlay, pod_port = map(self.ifindex, ("wire", "flannel.1", "pod0"))
+        # Links and device maps take ifindexes of the calling thread's namespace.
+        self.node.call(lambda: datapath.attach_uplink(wire))
+        self.node.call(lambda: datapath.attach_overlay(overlay))
         self.node.call(lambda: datapath.put_pod_port(pod_port))
 
     def detach(self) -> tuple[Attachment, ...]:
         """Take every program off by hand, as an operator would; returns what was on.
 
-        By filter: adding or removing clsact itself makes the kernel stop the device's queues for a
-        moment (dev_deactivate), which loses packets even where no program ever was.
+        An operator on a kernel without TCX removes the filters, not clsact: adding or removing that
+        makes the kernel stop the device's queues for a moment (dev_deactivate), which loses packets
+        even where no program ever was.
         """
         found = self.loaded().attachments()
-        names = dict(self.node.call(socket.if_nameindex))
-        for attachment in found:
-            hook = attachment.direction.name.lower()
-            self.node.run("tc", "filter", "del", "dev", names[attachment.ifindex], hook)
+        for path in (self.directory / "links").iterdir():
+            remove_link(path)
         return found
 
     def loaded(self) -> Datapath:

@@ -31,6 +31,7 @@ from kersey_control.errors import (
 from kersey_control.events import Changed, Lost, Removed, Restored, Skipped, Snapshot, StoreEvent
 from kersey_control.fast_path import FastPath
 from kersey_control.forwarding import AuditResult, Forwarding, Home
+from kersey_control.host_network import find_uplink
 from kersey_control.keeper import LeaseHeld, LeaseKeeper, LeaseTrouble
 from kersey_control.local_node import LocalNode
 from kersey_control.monitor import ChangeKind, KernelChange, Monitor, Watched, is_relevant
@@ -46,7 +47,7 @@ from kersey_control.sdnotify import ServiceManager
 from kersey_control.status import Status
 from kersey_control.subnets.base import Claim, OwnLease, SubnetStore
 from kersey_control.table import LeaseTable
-from kersey_control.uplink import Uplink, find_uplink
+from kersey_control.uplink import Uplink
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,7 @@ class Agent:
         self._reclaiming = False
         self._trouble = ""
         self._ports_pending = False
+        self._is_attached = False
         self._keeper = LeaseKeeper(
             store=store,
             config=config,
@@ -176,8 +178,22 @@ class Agent:
             self._schedule.by(Task.RULES, time.monotonic() + self._options.iptables_resync)
             self._schedule.by(Task.REPAIR, time.monotonic() + self._options.audit_interval)
             while not self._stopped.is_set():
-                self._turn(running)
+                self._survive_turn(running)
             self._service.stopping()
+
+    def _survive_turn(self, running: ExitStack) -> None:
+        """Turn once; only an error for the operator ends the daemon, a defect never does."""
+        try:
+            self._turn(running)
+        except DuplicateNodeError:
+            raise
+        except Exception:
+            # Nobody else keeps the kernel right. Tasks that were due are forgotten: do them all.
+            logger.exception("control loop failed in a turn, everything is checked again")
+            self._status.loop_failures += 1
+            again = time.monotonic() + REPAIR_RETRY
+            self._schedule.by(Task.REPAIR, again)
+            self._schedule.by(Task.RULES, again)
 
     def _turn(self, running: ExitStack) -> None:
         """Handle the messages that wait, then the tasks that are due."""
@@ -353,8 +369,8 @@ class Agent:
 
     def _become_ready(self) -> None:
         if not self._status.ready:
-            self._status.ready = True
             self._start_fast_path()
+            self._status.ready = True
             peers = self._status.peers_programmed
             logger.info("ready", extra={"peers": peers})
             self._service.ready(f"{peers} peers programmed")
@@ -363,11 +379,12 @@ class Agent:
         """Attach, now that every peer is in the maps: the sender check knows its friends."""
         if self._fast_path is not None:
             self._fast_path.attach()
+            self._is_attached = True
             self._follow_ports()
             self._fast_path.retire_old()
 
     def _follow_ports(self) -> None:
-        if self._fast_path is None or self._overlay is None or not self._status.ready:
+        if self._fast_path is None or self._overlay is None or not self._is_attached:
             return
         try:
             found = read_pod_ports(
@@ -413,6 +430,8 @@ class Agent:
                 self._overlay.forwarding.move(self._home(self._overlay.lease))
                 self._count_repairs(self._overlay.peers.audit(now))
                 self._schedule_retry(self._overlay)
+                if self._overlay.peers.has_snapshot:
+                    self._become_ready()
         except KernelError as error:
             trouble = error
         if trouble is not None:
@@ -430,7 +449,7 @@ class Agent:
             return
         self._fast_path.settle(subnet=self._overlay.lease.lease.subnet, uplink=self._uplink)
         self._fast_path.tidy()
-        if self._status.ready:
+        if self._is_attached:
             self._fast_path.attach()
             self._follow_ports()
 

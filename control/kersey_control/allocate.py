@@ -63,6 +63,7 @@ def decide(
     """
     previous = tuple(previous)
     own = [lease for lease in leases if lease.public_ip == public_ip]
+    own.sort(key=lambda lease: lease.subnet not in previous)  # of several, the one pods live in
     refuse_duplicate(own, node_id=node_id)
     moved = [lease for lease in leases if lease.node_id == node_id and lease.subnet in previous]
     for lease in own + moved:

@@ -54,7 +54,7 @@ def _fast_path(bpf_dir: Path) -> Iterator[str]:
     if detached:
         yield f"{detached} programs from devices"
     if unpinned:
-        yield f"{unpinned} pinned programs and maps in {bpf_dir}"
+        yield f"{unpinned} pinned programs, links and maps in {bpf_dir}"
 
 
 def _files(subnet_file: Path, state_dir: Path) -> Iterator[str]:

@@ -23,6 +23,7 @@ from kersey_control.backoff import Backoff
 from kersey_control.errors import InvalidInputError, KerseyError, StoreError, UnavailableError
 from kersey_control.fast_path import FastPath, open_fast_path
 from kersey_control.health import HealthServer, HealthState
+from kersey_control.host_network import find_uplink
 from kersey_control.local_node import LocalNode
 from kersey_control.lock import sole_user
 from kersey_control.logs import configure_logging
@@ -38,7 +39,7 @@ from kersey_control.status_socket import StatusSocket
 from kersey_control.subnet_file import read_subnet_file
 from kersey_control.subnets.base import SubnetStore
 from kersey_control.subnets.etcd import EtcdOptions, EtcdStore
-from kersey_control.uplink import Uplink, find_uplink
+from kersey_control.uplink import Uplink
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,10 @@ def serve(options: Options) -> None:
             )
         opened.enter_context(StatusSocket(status, options.state_dir))
         store = opened.enter_context(EtcdStore(EtcdOptions.from_flags(options)))
+        # A call in progress would hold up the end by some seconds for each silent endpoint.
+        closer = threading.Thread(target=_close_at, args=(stop, store), name="store-closer")
+        closer.daemon = True  # a fault at the start ends us without a signal
+        closer.start()
         config = wait_for_config(store, status, stop)
         if config is not None:
             links = opened.enter_context(Links())
@@ -105,18 +110,28 @@ def serve(options: Options) -> None:
     logger.info("kerseyd ends, the kernel goes on forwarding")
 
 
+def _close_at(stop: threading.Event, store: EtcdStore) -> None:
+    """End what the store is being asked as soon as `stop` is set."""
+    stop.wait()
+    store.close()
+
+
 def wait_for_config(
     store: SubnetStore, status: Status, stop: threading.Event
 ) -> NetworkConfig | None:
     """Return the network config once the store holds a valid one, None if `stop` came first."""
     backoff = Backoff(initial=CONFIG_RETRY_INITIAL, cap=CONFIG_RETRY_CAP)
+    reported = ""
     while not stop.is_set():
         status.heartbeat = time.monotonic()
         try:
             config = parse_network_config(store.read_config())
         except (StoreError, InvalidInputError) as error:
-            if status.store_trouble != str(error):
-                status.store_trouble = str(error)
+            status.store_trouble = str(error)
+            # An outage by its kind, since its words differ from try to try; a config by its fault.
+            kind = type(error).__name__ if isinstance(error, StoreError) else str(error)
+            if kind != reported:
+                reported = kind
                 logger.warning("no network config yet, waiting", extra={"reason": str(error)})
             stop.wait(backoff.delay())
         else:

@@ -363,11 +363,14 @@ def _shown(obj: KernelObject) -> str:
 
 
 def _audit_result(todo: Plan, failures: tuple[Failure, ...]) -> AuditResult:
-    put = Counter(type(obj).__name__ for obj in todo.put)
-    replaced = Counter(str(getattr(key[0], "__name__", "")) for key in todo.replaced)
+    failed = {key_of(failure.obj) for failure in failures}
+    put = Counter(type(obj).__name__ for obj in todo.put if key_of(obj) not in failed)
+    replaced = Counter(
+        str(getattr(key[0], "__name__", "")) for key in todo.replaced if key not in failed
+    )
     return AuditResult(
         added=+(put - replaced),
         replaced=replaced,
-        removed=Counter(type(obj).__name__ for obj in todo.remove),
+        removed=Counter(type(obj).__name__ for obj in todo.remove if key_of(obj) not in failed),
         failures=failures,
     )

@@ -7,8 +7,8 @@ carries nothing, ever. For pods without a bridge there is no such way.
 """
 
 from kersey_control.addresses import Vni
+from kersey_control.devices import Device
 from kersey_control.netlink import Links
-from kersey_control.pod_ports import Device
 
 _NEVER_USED = 0xFFFFFF  # a VNI; a device that is down binds no port and clashes with none
 

@@ -106,7 +106,7 @@ class LeaseKeeper:
     def _run(self) -> None:
         own: OwnLease | None = None
         written: Claim | None = None
-        trouble = ""
+        trouble: type[KerseyError] | None = None
         backoff = Backoff(initial=RETRY_INITIAL, cap=RETRY_CAP)
         while not self._stop.is_set():
             self._wake.clear()
@@ -116,7 +116,7 @@ class LeaseKeeper:
                     own = self._store.acquire(_returning(claim, own), config)
                 elif claim != written or self._until_renewal(own) == 0.0:
                     own = self._store.renew(own, claim)
-                written, trouble = claim, ""
+                written, trouble = claim, None
                 backoff.reset()
                 self._report(LeaseHeld(own))
                 delay = self._until_renewal(own)
@@ -124,8 +124,9 @@ class LeaseKeeper:
                 written, delay = None, CONFLICT_PAUSE
             except KerseyError as error:
                 self._keep_request(lost=lost)
-                if str(error) != trouble:
-                    trouble = str(error)
+                # By kind: the words differ from try to try, with the endpoint that was asked first.
+                if type(error) is not trouble:
+                    trouble = type(error)
                     self._report(LeaseTrouble(error))
                 delay = backoff.delay()
             except Exception:

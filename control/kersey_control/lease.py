@@ -113,7 +113,7 @@ def decode_lease(key: str, value: bytes) -> Lease:
     subnet, subnet_v6 = parse_subnet_key(key)
     try:
         raw = _decode_value(value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInputError(
             field=f"lease {key}", value=value[:200], expected=f"a JSON lease ({error})"
         ) from None

@@ -6,6 +6,7 @@ pods.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -103,7 +104,7 @@ class LocalNode:
             self._place = _Place(place.subnet, rules)
             self._look_for_hazards()
         elif place.rules.ensure():
-            self._status.repairs += {"rules": 1}
+            self._status.repairs = self._status.repairs + Counter(rules=1)  # += works in place
 
     def _open_rules(self, subnet: IPv4Network) -> Rules:
         return open_rules(

@@ -20,7 +20,7 @@ _KERNEL_VXLAN_PORT = 8472
 _MAX_VNI = 2**24 - 1
 _MAX_PORT = 2**16 - 1
 _MAX_MTU = 2**16 - 1
-_MIN_UNDERLAY_MTU = 68 + 50  # what is left for pods must be an IPv4 MTU (RFC 791: 68 bytes)
+_MIN_UNDERLAY_MTU = 576 + 50  # what every IPv4 host must accept (RFC 791), and what VXLAN adds
 _FLANNEL_ONLY = frozenset(
     {"alloc", "extension", "host-gw", "ipip", "ipsec", "tencent-vpc", "udp", "wireguard"}
 )

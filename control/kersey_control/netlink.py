@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from kersey_control.addresses import Mac, Vni
+from kersey_control.devices import read_devices
 from kersey_control.errors import KernelError
-from kersey_control.rtnetlink import PROTOCOL
+from kersey_control.rtnetlink import PROTOCOL, Rtnl
 from kersey_control.rtnl_library import IPRoute, NetlinkError
 
 _IFF_UP = 0x1
@@ -117,10 +118,11 @@ class Links:
         return _link(answers[0]) if answers else None
 
     def vxlans(self) -> tuple[Link, ...]:
-        """Return all VXLAN devices. Raises RequestError."""
-        with _request("list devices"):
-            links = [_link(answer) for answer in self._ipr.get_links()]
-        return tuple(link for link in links if link.vxlan is not None)
+        """Return all VXLAN devices. Raises KernelError."""
+        with Rtnl() as rtnl:
+            names = [device.name for device in read_devices(rtnl, kind="vxlan")]
+        links = map(self.find, names)
+        return tuple(link for link in links if link is not None and link.vxlan is not None)
 
     def owned(self) -> tuple[Link, ...]:
         """Return all devices that bear our mark. Raises RequestError."""
@@ -142,7 +144,6 @@ class Links:
                 kind="vxlan",
                 address=spec.mac,
                 mtu=spec.mtu,
-                ifalias=OWNER,
                 vxlan_id=spec.vni,
                 vxlan_link=spec.lower,
                 vxlan_local=str(spec.local),
@@ -255,13 +256,13 @@ class Links:
                     kind="vxlan",
                     address=_HIGHEST_MAC,
                     mtu=mtu,
-                    ifalias=OWNER,
                     vxlan_id=vni,
                     vxlan_learning=False,
                 )
             found = self.find(name)
         if found is None:
             raise RequestError(f"create device {name}", errno.ENODEV)
+        self.mark(found)  # an alias in the request to create is ignored
         if (found.master, found.mtu) != (bridge, mtu):
             with _request(f"make device {name} a port of ifindex {bridge}"):
                 self._ipr.link("set", index=found.ifindex, mtu=mtu, master=bridge)

@@ -63,6 +63,11 @@ class Peers:
             self.report()
 
     @property
+    def has_snapshot(self) -> bool:
+        """Return whether the leases of all nodes are known, as of some instant."""
+        return self._started
+
+    @property
     def own_missing(self) -> bool:
         """Return whether the store has shown that our own lease is gone."""
         return self._table.own_missing

@@ -12,34 +12,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
+from kersey_control.devices import Device, read_devices
 from kersey_control.rtnetlink import Rtnl, attributes_of
 
-_RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE = 18, 22, 26
-_IFINFO = struct.Struct("=BxHiII")
+_RTM_GETADDR, _RTM_GETROUTE = 22, 26
 _IFADDR = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=8BI")
-_ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 3, 4, 10, 18
-_IFLA_EXT_MASK, _IFLA_LINK_NETNSID, _IFLA_INFO_KIND = 29, 37, 1
-_SKIP_STATISTICS = 1 << 3
 _IFA_LOCAL = 2
 _RTA_DST, _RTA_OIF = 1, 4
 _TABLE_MAIN = 254
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What matters of a device; `master` is an ifindex, 0 if none; `mtu` in bytes."""
-
-    ifindex: int
-    name: str
-    kind: str
-    mtu: int
-    master: int
-    is_shared: bool
-    """Whether its other end is in another network namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +61,7 @@ def find_pod_ports(
 
 def read_pod_ports(rtnl: Rtnl, *, subnet: IPv4Network, overlay: int, uplink: int) -> PodPorts:
     """Return the pod ports of this namespace for our subnet. Raises KernelError."""
-    devices = list(_devices(rtnl))
+    devices = read_devices(rtnl)
     unbridged = any(_is_pod_end(each) and not each.master for each in devices)
     return find_pod_ports(
         devices,
@@ -94,23 +77,6 @@ def _is_bridge(device: Device) -> bool:
 
 def _is_pod_end(device: Device) -> bool:
     return device.kind == "veth" and device.is_shared
-
-
-def _devices(rtnl: Rtnl) -> Iterator[Device]:
-    body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    body += _ATTRIBUTE.pack(8, _IFLA_EXT_MASK) + _U32.pack(_SKIP_STATISTICS)
-    for _, payload in rtnl.dump(_RTM_GETLINK, body):
-        _, _, ifindex, _, _ = _IFINFO.unpack_from(payload)
-        attributes = attributes_of(payload, _IFINFO.size)
-        info = attributes_of(attributes.get(_IFLA_LINKINFO, b""), 0)
-        yield Device(
-            ifindex=ifindex,
-            name=_text(attributes.get(_IFLA_IFNAME, b"")),
-            kind=_text(info.get(_IFLA_INFO_KIND, b"")),
-            mtu=_number(attributes.get(_IFLA_MTU)),
-            master=_number(attributes.get(_IFLA_MASTER)),
-            is_shared=_IFLA_LINK_NETNSID in attributes,
-        )
 
 
 def _holders(rtnl: Rtnl, subnet: IPv4Network) -> Iterator[int]:
@@ -135,7 +101,3 @@ def _routed(rtnl: Rtnl, subnet: IPv4Network) -> Iterator[int]:
 
 def _number(raw: bytes | None) -> int:
     return int(_U32.unpack(raw)[0]) if raw else 0
-
-
-def _text(raw: bytes) -> str:
-    return raw.rstrip(b"\0").decode(errors="replace")

@@ -40,6 +40,8 @@ class Status:
     repairs: Counter[str] = field(default_factory=Counter)
     """Kernel objects and rule sets put right after someone else changed them, by kind."""
     netlink_errors: int = 0
+    loop_failures: int = 0
+    """Turns of the control loop that a defect ended."""
     fast_path_troubles: dict[str, str] = field(default_factory=dict)
     """What of the fast path does not work, and why; packets take the kernel's own path."""
     verdicts: Callable[[], Mapping[tuple[str, str], int]] | None = None

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from enum import IntEnum
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from kersey_loader.errors import AttachError
 
@@ -56,7 +56,31 @@ class Attachment(NamedTuple):
     program: str
 
 
-class Attacher:
+class Hooks(Protocol):
+    """A way to have programs on devices; both kinds replace without a gap and outlive us."""
+
+    def attach(self, ifindex: int, direction: Direction, *, program: str, fd: int) -> None:
+        """Put a program on a hook, or in the place of ours that is there. Raises AttachError."""
+        ...
+
+    def detach(self, ifindex: int, direction: Direction) -> None:
+        """Take ours off a hook; without it, do nothing. Raises AttachError."""
+        ...
+
+    def attached(self, ifindex: int) -> tuple[Attachment, ...]:
+        """Return what is ours on a device; nothing if the device is gone."""
+        ...
+
+    def all_attached(self) -> tuple[Attachment, ...]:
+        """Return what is ours on every device."""
+        ...
+
+    def close(self) -> None:
+        """Close descriptors; programs stay."""
+        ...
+
+
+class FilterHooks:
     """One netlink socket for all filters of one network; a context manager.
 
     It stays in the network namespace that it was made in, whichever thread uses it.

@@ -34,6 +34,7 @@ _MAP_LOOKUP_BATCH = 24
 _MAP_UPDATE_BATCH = 26
 _LINK_CREATE = 28
 _LINK_UPDATE = 29
+_LINK_DETACH = 34
 
 _F_RDONLY_PROG = 0x80  # set by the kernel itself on device maps
 _BATCH = 8192
@@ -176,6 +177,11 @@ def create_tcx_link(program: int, ifindex: int, attach_type: int) -> int:
 def update_link(link: int, program: int) -> None:
     """Replace a link's program at once: no packet meets neither or both."""
     _bpf("replace a link's program", _LINK_UPDATE, _attr("IIII", link, program, 0, 0))
+
+
+def detach_link(link: int) -> None:
+    """Take a link's program off its hook now; to drop the last reference does it some time later."""
+    _bpf("detach a link", _LINK_DETACH, _attr("II", link, 0))
 
 
 def link_info(link: int) -> LinkInfo:

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kersey_loader import bpf, pins, source
-from kersey_loader.attach import Attacher, Attachment, Direction
+from kersey_loader import bpf, pins, source, tcx
+from kersey_loader.attach import Attachment, Direction, FilterHooks, Hooks
 from kersey_loader.bpffs import ensure_bpffs
 from kersey_loader.errors import LoaderError, PeersFullError
 from kersey_loader.layout import (
@@ -136,7 +136,7 @@ class Datapath:
     def __init__(self, settings: Settings, pinned: pins.Pinned) -> None:
         self._settings = settings
         self._pinned = pinned
-        self._attacher = Attacher(settings.handle)
+        self._hooks = _open_hooks(settings)
         maps = pinned.maps
         self._peers = PeerTable(
             index=maps["peer_index"],
@@ -189,7 +189,7 @@ class Datapath:
 
     def close(self) -> None:
         """Close every descriptor; programs stay attached and pinned."""
-        self._attacher.close()
+        self._hooks.close()
         self._pinned.close()
 
     def configure(self, config: DatapathConfig) -> None:
@@ -267,8 +267,8 @@ class Datapath:
     def remove_pod_port(self, ifindex: int) -> None:
         """Forget a pod port, alive or gone; a port that is alive stays on the slow path."""
         self.maps["pod_ports"].delete(_u32(ifindex))
-        self._attacher.detach(ifindex, Direction.INGRESS)
-        self._attacher.detach(ifindex, Direction.EGRESS)
+        self._hooks.detach(ifindex, Direction.INGRESS)
+        self._hooks.detach(ifindex, Direction.EGRESS)
         for address, value in list(self.maps["endpoints"].items()):
             endpoint = Endpoint.from_buffer_copy(value)
             if ifindex in (endpoint.delivered_port, endpoint.sent_port):
@@ -288,7 +288,7 @@ class Datapath:
 
     def attachments(self) -> tuple[Attachment, ...]:
         """Return every filter of ours in this network namespace."""
-        return self._attacher.all_attached()
+        return self._hooks.all_attached()
 
     def retire_old(self) -> tuple[str, ...]:
         """Remove pins of other layouts and programs; for when everything is attached anew."""
@@ -319,7 +319,7 @@ class Datapath:
 
     def _attach(self, ifindex: int, direction: Direction, program: Program) -> None:
         fd = self.program_fd(program)
-        self._attacher.attach(ifindex, direction, program=program.function, fd=fd)
+        self._hooks.attach(ifindex, direction, program=program.function, fd=fd)
 
     def _apply(self, changes: Mapping[int, Record | None]) -> None:
         try:
@@ -402,6 +402,13 @@ def load(settings: Settings) -> Datapath:
     )
     keep = frozenset((map_home.name, program_home.name))
     return Datapath(settings, pins.Pinned(maps, programs, keep, fresh))
+
+
+def _open_hooks(settings: Settings) -> Hooks:
+    """Return TCX links where the kernel has them (6.6), else filters of clsact."""
+    if tcx.is_supported():
+        return tcx.TcxHooks(settings.directory / "links", FilterHooks(settings.handle))
+    return FilterHooks(settings.handle)
 
 
 def _underlay(raw: Config) -> Underlay:

@@ -5,7 +5,6 @@ made for. Detached by this, packets take the kernel's own path at once.
 """
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,15 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from kersey_loader.attach import NAME_PREFIX, PRIORITY, Direction
 from kersey_loader.errors import AttachError, BpfError
+from kersey_loader.tcx import remove_link
 
 _ALL_PROTOCOLS = 0x0003  # ETH_P_ALL
 
 
 def detach_everything() -> int:
-    """Remove all our filters, and a clsact that holds nothing then; return how many filters.
+    """Remove all our filters; return how many. Raises AttachError.
 
-    Raises AttachError.
+    An empty clsact stays: to remove it would stop the device's queues for a moment.
     """
     count = 0
     with IPRoute() as netlink:
@@ -38,12 +38,14 @@ def remove_pins(directory: Path) -> int:
     """Unpin all maps and programs below `directory`; return how many. Raises BpfError."""
     homes = [
         path
-        for pattern in ("*/maps-*", "*/programs-*")
+        for pattern in ("*/links", "*/maps-*", "*/programs-*")
         for path in directory.glob(pattern)
         if path.is_dir()
     ]
     count = sum(1 for home in homes for _ in home.iterdir())
     try:
+        for link in directory.glob("*/links/*"):
+            remove_link(link)
         for home in homes:
             shutil.rmtree(home)
         for network in {home.parent for home in homes}:
@@ -70,14 +72,7 @@ def _detach(netlink: IPRoute, ifindex: int) -> int:
             prio=PRIORITY,
             protocol=_ALL_PROTOCOLS,
         )
-    if ours and not list(_remaining(netlink, ifindex)):
-        netlink.tc("del", "clsact", ifindex)
     return len(ours)
-
-
-def _remaining(netlink: IPRoute, ifindex: int) -> Iterator[Any]:
-    for direction in Direction:
-        yield from netlink.get_filters(index=ifindex, parent=direction)
 
 
 def _is_ours(message: Any) -> bool:

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kersey_loader.attach import Attachment, Direction
+from kersey_loader.attach import Attachment, Direction, FilterHooks
 from kersey_loader.bpf import (
     Descriptor,
     create_tcx_link,
+    detach_link,
     link_info,
     open_pin,
     pin,
@@ -40,14 +41,24 @@ def is_supported() -> bool:
     return True
 
 
+def remove_link(path: Path) -> None:
+    """Detach the link pinned at `path`, if any, and remove the pin. Raises BpfError, OSError."""
+    fd = open_pin(path)
+    if fd is not None:
+        with Descriptor(fd) as link:
+            detach_link(link.fd)
+        path.unlink(missing_ok=True)
+
+
 class TcxHooks:
     """The links of one network, pinned in `home` on bpffs. A context manager; links stay.
 
     Works in the network namespace of the calling thread.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, filters: FilterHooks) -> None:
         self._home = home
+        self._filters = filters  # of a version of ours that knew no links
         home.mkdir(mode=0o700, exist_ok=True)
 
     def __enter__(self) -> Self:
@@ -62,7 +73,8 @@ class TcxHooks:
         self.close()
 
     def close(self) -> None:
-        """Do nothing: no descriptor is kept open."""
+        """Close the socket; links stay."""
+        self._filters.close()
 
     def attach(self, ifindex: int, direction: Direction, *, program: str, fd: int) -> None:
         """Put a program on a hook, or in the place of ours that is there, without a gap.
@@ -75,12 +87,16 @@ class TcxHooks:
                 path.unlink(missing_ok=True)
                 with Descriptor(create_tcx_link(fd, ifindex, ATTACH_TYPE[direction])) as link:
                     pin(link.fd, path)
+                self._filters.detach(ifindex, direction)
         except (BpfError, OSError) as error:
             raise AttachError(f"cannot attach {program} to device {ifindex}: {error}") from error
 
     def detach(self, ifindex: int, direction: Direction) -> None:
-        """Take our program off a hook. Without it, does nothing."""
-        self._path(ifindex, direction).unlink(missing_ok=True)
+        """Take our program off a hook. Without it, does nothing. Raises AttachError."""
+        try:
+            remove_link(self._path(ifindex, direction))
+        except (BpfError, OSError) as error:
+            raise AttachError(f"cannot detach from device {ifindex}: {error}") from error
 
     def attached(self, ifindex: int) -> tuple[Attachment, ...]:
         """Return what is ours on a device; nothing if the device is gone."""

@@ -6,15 +6,9 @@ from itertools import count
 
 import pytest
 from kersey_control.errors import UplinkError
+from kersey_control.host_network import find_uplink, read_host_network
 from kersey_control.options import Options
-from kersey_control.uplink import (
-    DefaultRoute,
-    LinkAddress,
-    RouteLookup,
-    Uplink,
-    find_uplink,
-    read_host_network,
-)
+from kersey_control.uplink import DefaultRoute, LinkAddress, RouteLookup, Uplink
 from testbed import Namespace
 
 _numbers = count(1)
@@ -95,11 +89,11 @@ def test_address_flags_are_the_kernels(host: Namespace) -> None:
     )
     links = {link.name: link for link in host.call(read_host_network).links}
     assert set(links["wan0"].addresses) == {
-        LinkAddress(A),
-        LinkAddress(IPv4Address("198.18.0.3"), temporary=True),
+        LinkAddress(A, prefixlen=24),
+        LinkAddress(IPv4Address("198.18.0.3"), temporary=True, prefixlen=24),
         LinkAddress(IPv4Address("198.18.2.1")),
-        LinkAddress(IPv4Address("198.18.3.1"), permanent=False),
-        LinkAddress(IPv4Address("198.18.4.1"), permanent=False, deprecated=True),
+        LinkAddress(IPv4Address("198.18.3.1"), permanent=False, prefixlen=24),
+        LinkAddress(IPv4Address("198.18.4.1"), permanent=False, deprecated=True, prefixlen=24),
     }
     assert links["lo"].loopback
     assert not links["wan0"].loopback

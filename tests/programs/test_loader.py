@@ -12,7 +12,8 @@ from pathlib import Path
 import packets as p
 import pytest
 from bpf_lab import NETWORK, OWN, PEER, PEER_NODE, PEER_VTEP, VTEP, private_bpffs, private_network
-from kersey_loader import layout, pins, source
+from kersey_loader import layout, pins, source, tcx
+from kersey_loader.attach import Attachment, Direction, FilterHooks, Hooks
 from kersey_loader.bpf import Map, map_info, pin
 from kersey_loader.bpffs import ensure_bpffs, is_bpffs
 from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
@@ -195,23 +196,93 @@ def test_deleted_device_is_no_pod_port_any_more_without_our_doing(settings: Sett
             loaded.put_pod_port(port)
 
 
+@pytest.fixture(params=["tcx", "filter"])
+def hooks(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Hooks]:
+    """Give a test each way to have programs on devices."""
+    filters = FilterHooks(1)
+    made: Hooks = filters
+    if request.param == "tcx":
+        if not tcx.is_supported():
+            pytest.skip("the kernel has no TCX (6.6)")
+        settings.directory.mkdir(exist_ok=True)
+        made = tcx.TcxHooks(settings.directory / "links", filters)
+    yield made
+    made.close()
+
+
+def test_program_is_replaced_in_its_place_and_attached_once(
+    settings: Settings, hooks: Hooks
+) -> None:
+    link("add v0 type veth peer name v1")
+    port = ifindex("v0")
+    with load(settings) as loaded:
+        for program in (Program.FROM_UPLINK, Program.FROM_POD, Program.FROM_POD):
+            fd = loaded.program_fd(program)
+            hooks.attach(port, Direction.INGRESS, program=program.function, fd=fd)
+        assert hooks.attached(port) == (Attachment(port, Direction.INGRESS, "from_pod"),)
+        hooks.detach(port, Direction.INGRESS)
+        hooks.detach(port, Direction.INGRESS)
+        assert hooks.all_attached() == ()
+
+
+def test_device_that_went_is_forgotten_and_cannot_be_attached_to(
+    settings: Settings, hooks: Hooks
+) -> None:
+    link("add v0 type veth peer name v1")
+    port = ifindex("v0")
+    with load(settings) as loaded:
+        fd = loaded.program_fd(Program.FROM_POD)
+        hooks.attach(port, Direction.INGRESS, program="from_pod", fd=fd)
+        link("del v0")
+        assert hooks.all_attached() == ()
+        with pytest.raises(AttachError, match=f"device {port}"):
+            hooks.attach(port, Direction.INGRESS, program="from_pod", fd=fd)
+
+
+def test_links_take_the_place_of_an_older_versions_filters(settings: Settings) -> None:
+    if not tcx.is_supported():
+        pytest.skip("the kernel has no TCX (6.6)")
+    link("add v0 type veth peer name v1")
+    port = ifindex("v0")
+    with load(settings) as loaded, FilterHooks(settings.handle) as filters:
+        fd = loaded.program_fd(Program.FROM_UPLINK)
+        filters.attach(port, Direction.INGRESS, program="from_uplink", fd=fd)
+        loaded.attach_uplink(port)
+        assert filters.attached(port) == ()
+        assert len(loaded.attachments()) == 1
+
+
 def test_filter_of_another_and_of_another_network_stay(settings: Settings) -> None:
     link("add v0 type veth peer name v1")
     port = ifindex("v0")
     match = "filter add dev v0 ingress prio 1 protocol ip u32 match u32 0 0 flowid 1:1"
-    with load(settings) as mine, load(replace(settings, handle=7)) as other:
-        mine.attach_uplink(port)
-        other.attach_uplink(port)
+    with load(settings) as loaded, FilterHooks(1) as mine, FilterHooks(7) as other:
+        fd = loaded.program_fd(Program.FROM_UPLINK)
+        for each in (mine, other):
+            each.attach(port, Direction.INGRESS, program="from_uplink", fd=fd)
         subprocess.run(["tc", *match.split()], check=True)
-        assert len(mine.attachments()) == len(other.attachments()) == 1
-        mine.remove_pod_port(port)
-        assert mine.attachments() == ()
-        assert len(other.attachments()) == 1
+        assert len(mine.all_attached()) == len(other.all_attached()) == 1
+        mine.detach(port, Direction.INGRESS)
+        assert mine.all_attached() == ()
+        assert len(other.all_attached()) == 1
         listed = subprocess.run(
             ["tc", "filter", "show", "dev", "v0", "ingress"],
             check=True, capture_output=True, text=True,
         )  # fmt: skip
         assert "u32" in listed.stdout
+
+
+def test_links_of_another_network_stay(settings: Settings) -> None:
+    link("add v0 type veth peer name v1")
+    port = ifindex("v0")
+    theirs = replace(settings, directory=settings.directory / "theirs", handle=7)
+    with load(settings) as mine, load(theirs) as other:
+        mine.attach_uplink(port)
+        other.attach_uplink(port)
+        assert len(mine.attachments()) == len(other.attachments()) == 1
+        mine.remove_pod_port(port)
+        assert mine.attachments() == ()
+        assert len(other.attachments()) == 1
 
 
 def test_subnet_of_another_size_or_network_is_refused(settings: Settings) -> None:

@@ -38,6 +38,7 @@ class Cluster:
     ) -> None:
         self.prefix = prefix
         self.kerseyd = kerseyd or Path(sys.executable).with_name("kerseyd")
+        self.kersey = self.kerseyd.with_name("kersey")
         self.nodes: list[Node] = []
         self._mtu = mtu
         self._stack = contextlib.ExitStack()

@@ -10,12 +10,14 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from testbed.cli import look_around, refuse_second
 from testbed.cluster import Cluster
 from testbed.errors import ClusterError
-from testbed.node import Node, Pod
+from testbed.node import Node
 from testbed.options import add_cluster_options, network_config
+from testbed.probe import udp_probe
 from testbed.reach import Reach, ordered_pairs, reachability
 from testbed.record import STATE_DIR, leave_running
 from testbed.signals import exit_on_signals, undisturbed_afterwards
@@ -24,6 +26,7 @@ _ANSWER_WITHIN = (
     15  # seconds for a pair's first answer: daemons may still be learning of each other
 )
 _LOG_LINES = 15
+_DATAGRAMS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Outcome:
 
     cluster: Cluster
     backend: str
-    datapath: str
+    traffic: "Traffic"
     results: list[Reach]
 
     @property
@@ -48,7 +51,9 @@ class Outcome:
                 "pairs": len(self.results),
                 "reachable": len(self.results) - len(self.failed),
                 "backend": self.backend,
-                "datapath": self.datapath,
+                "datapath": self.traffic.datapath,
+                "fast_packets": self.traffic.fast,
+                "slow_packets": self.traffic.slow,
                 "results": [
                     {"from": r.source.name, "to": r.destination.name, "rtt_ms": r.rtt_ms}
                     for r in self.results
@@ -61,10 +66,14 @@ class Outcome:
         nodes = "\n".join(_node_line(node) for node in self.cluster.nodes)
         answered = len(self.results) - len(self.failed)
         return (
-            f"backend {self.backend}, datapath {self.datapath}\n\n{nodes}\n\n"
+            f"backend {self.backend}, datapath {self.traffic.datapath}\n\n{nodes}\n\n"
             f"round trip in ms, from the row's pod to the column's\n{self._matrix()}\n\n"
             f"{answered} of {len(self.results)} ordered pod pairs answer"
+            f"{self._share()}"
         )
+
+    def _share(self) -> str:
+        return f"; {self.traffic.share}" if self.traffic.fast else ""
 
     def _matrix(self) -> str:
         pods = self.cluster.pods
@@ -86,16 +95,51 @@ def _node_line(node: Node) -> str:
     return f"{node.name:<8}{node.address!s:<14}{node.pod_subnet().gateway.network!s:<18}{pods}"
 
 
-def observed_datapath(pods: Sequence[Pod]) -> str:
-    """Return `bpf` where the kernel has a BPF program on every pod's port, else `netlink`."""
-    return "bpf" if pods and all(map(_has_program, pods)) else "netlink"
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What the daemons say of the packets through the tunnel."""
+
+    fast: int
+    slow: int
+
+    @property
+    def datapath(self) -> str:
+        """Return `bpf` where packets were seen to take the fast path, else `netlink`."""
+        return "bpf" if self.fast else "netlink"
+
+    @property
+    def share(self) -> str:
+        """Return in words which part of the packets took the fast path."""
+        total = self.fast + self.slow
+        return f"the fast path carried {self.fast:,} of {total:,} tunnel packets"
 
 
-def _has_program(pod: Pod) -> bool:
-    shown = pod.node.namespace.run(
-        "tc", "filter", "show", "dev", pod.port, "ingress", check=False
-    )  # fails where nothing was ever attached
-    return " bpf " in shown.stdout
+def exchange_datagrams(cluster: Cluster) -> None:
+    """Have the first pods of neighbouring nodes talk: pings never leave the kernel's own path."""
+    first = [node.pods[0] for node in cluster.nodes if node.pods]
+    for source, destination in pairwise(first):
+        with udp_probe(
+            source.namespace, destination.namespace, destination.address, rate=_DATAGRAMS
+        ) as probe:
+            probe.wait_flowing(_DATAGRAMS // 2)
+
+
+def observed_traffic(cluster: Cluster) -> Traffic:
+    """Return the sum of what all nodes counted."""
+    fast = slow = 0
+    for node in cluster.nodes:
+        told = json.loads(
+            node.namespace.run(
+                cluster.kersey, "status", "--json", f"--state-dir={node.state_dir}"
+            ).stdout
+        )
+        verdicts = (told["fast_path"] or {}).get("verdicts", {})
+        for program in ("from_pod", "from_uplink"):
+            fast += verdicts.get(program, {}).get("fast", 0)
+        slow += sum(verdicts.get("to_overlay", {}).values())
+        received = verdicts.get("from_uplink", {})
+        slow += sum(received.values()) - received.get("fast", 0)
+    return Traffic(fast, slow)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -129,7 +173,11 @@ def build_and_ping(cluster: Cluster, arguments: argparse.Namespace) -> Outcome:
     pairs = ordered_pairs(cluster.pods)
     say(f"every node has its subnet; pinging {len(pairs)} ordered pod pairs")
     results = reachability(pairs, timeout=_ANSWER_WITHIN)
-    return Outcome(cluster, arguments.backend, observed_datapath(cluster.pods), results)
+    say("sending datagrams between the nodes")
+    for node in cluster.nodes:
+        node.daemon.wait_ready()
+    exchange_datagrams(cluster)
+    return Outcome(cluster, arguments.backend, observed_traffic(cluster), results)
 
 
 def complain(problem: str, cluster: Cluster) -> int:

@@ -151,7 +151,7 @@ class VxlanBackend:
             mac = parse_mac(data.mac, field="BackendData.VtepMAC")
         except InvalidInputError as error:
             raise PeerRefusedError(str(error)) from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             expected = f'{{"VNI":<n>,"VtepMAC":"<mac>"}} ({error})'
             raise _refusal("BackendData", lease.backend_data[:200], expected) from None
         if data.vni != self._config.vni:

@@ -156,7 +156,9 @@ class EtcdStore:
         the changes between. Never raises for an outage.
         """
         for item in follow(self._client, self._subnets, stop):
-            yield self._event(item)
+            event = self._event(item)
+            if event is not None:
+                yield event
 
     def list_leases(self) -> Inventory:
         """Return all leases with their expiry; asks etcd once for each, so not for hot paths."""
@@ -244,7 +246,7 @@ class EtcdStore:
                     self._client.discard_lease(record.lease_id)
             raise
 
-    def _event(self, item: Followed) -> StoreEvent:
+    def _event(self, item: Followed) -> StoreEvent | None:
         match item:
             case Listing():
                 return self._snapshot(item)
@@ -266,12 +268,12 @@ class EtcdStore:
             skipped=tuple(item for item in decoded if isinstance(item, Skipped)),
         )
 
-    def _removed(self, record: Record) -> Removed | Skipped:
-        name = self._name(record)
+    def _removed(self, record: Record) -> Removed | None:
+        """Return the event; None where the key never was a lease's, and nothing is lost."""
         try:
-            return Removed(parse_subnet_key(name)[0])
-        except InvalidInputError as error:
-            return Skipped(record=name, reason=str(error))
+            return Removed(parse_subnet_key(self._name(record))[0])
+        except InvalidInputError:
+            return None
 
     def _readable(self, listing: Listing) -> Iterable[tuple[Lease, Record]]:
         for record in listing.records:

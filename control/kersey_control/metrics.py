@@ -89,6 +89,11 @@ class StatusCollector(Collector):
         yield CounterMetricFamily(
             "kersey_netlink_errors", "Kernel requests that failed", status.netlink_errors
         )
+        yield CounterMetricFamily(
+            "kersey_loop_failures",
+            "Turns of the control loop that ended in a defect; everything was checked again",
+            status.loop_failures,
+        )
         repairs = CounterMetricFamily(
             "kersey_repairs",
             "Kernel objects and rule sets put right after a foreign change",

@@ -27,7 +27,7 @@ sys.exit(importlib.util.find_spec('$1') is None)" 2>/dev/null
 }
 
 # The names of the packages that are missing, found by what they bring: other systems name them
-# differently. $1 is `test` for what only the tests need.
+# differently. $1 is `test` for what only the tests need, `bench` for the datapath benchmark.
 missing_packages() {
 	has unshare || echo util-linux
 	has mount || echo mount
@@ -42,6 +42,14 @@ missing_packages() {
 	python_has bcc || echo python3-bpfcc # compiles the fast path's programs
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
 	[ "$1" != test ] || has openssl || echo openssl
+	[ "$1" != bench ] || missing_bench_packages
+}
+
+missing_bench_packages() {
+	has iperf3 || echo iperf3
+	has conntrack || echo conntrack
+	has tcc || echo tcc # compiles the load tool
+	[ -e /usr/include/stdio.h ] || echo libc6-dev
 }
 
 install_packages() {
@@ -98,12 +106,13 @@ make_venv() {
 	stamp_of "$1" >"$venv/.kersey-stamp"
 }
 
-# Everything the demo needs; with `test`, everything the tests need.
+# Everything the demo needs; with `test` or `bench`, everything the tests or the benchmark need.
 prepare() {
-	local packages
+	local packages extra=$1
+	[ "$extra" != bench ] || extra=demo # the same Python packages
 	mapfile -t packages < <(missing_packages "$1")
 	[ "${#packages[@]}" = 0 ] || install_packages "${packages[@]}"
-	venv_is_current "$1" || make_venv "$1"
+	venv_is_current "$extra" || make_venv "$extra"
 }
 
 # A prefix for commands: their namespaces, mounts and files below /run are seen by nobody else and end

@@ -227,6 +227,18 @@ static __always_inline bool opens(const struct packet *packet)
 	return (packet->tcp_flags & (TCP_CONTROL | TCP_ACK)) == TCP_SYN;
 }
 
+/*
+ * A SYN-ACK takes the stack and clears what was known, as every SYN does, but
+ * is a witness of its own direction: with the ACK that follows, which the
+ * stack has to see for its connection tracking, both are there and the first
+ * data is fast already. The other direction's witness is never a SYN.
+ */
+static __always_inline bool answers_open(const struct packet *packet)
+{
+	return (packet->tcp_flags & (TCP_CONTROL | TCP_ACK)) ==
+	       (TCP_SYN | TCP_ACK);
+}
+
 /* The endpoint of a pod, if it is one that both sides of it agree on. */
 static __always_inline const struct endpoint *endpoint_of(__be32 address)
 {

@@ -42,7 +42,8 @@ judge_routed(struct __sk_buff *skb, const struct config *config)
 	egress_key(&key, &packet);
 	if (packet.tcp_flags & TCP_CONTROL) {
 		forget(&key);
-		return VERDICT_CONTROL;
+		if (!answers_open(&packet))
+			return VERDICT_CONTROL;
 	}
 	verdict = witnessed(config, &key, &packet, EGRESS, &port);
 	if (verdict == VERDICT_WITNESSED)

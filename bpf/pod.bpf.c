@@ -77,6 +77,9 @@ static __always_inline enum verdict judge_sent(struct __sk_buff *skb,
 	if (packet.tcp_flags & TCP_CONTROL) {
 		verdict = judge_control(config, &key, &packet);
 		if (verdict != UNDECIDED) {
+			if (answers_open(&packet))
+				sight(config, &key, &packet, EGRESS,
+				      skb->ifindex);
 			note_sender(config, packet.src, ethernet->src,
 				    skb->ifindex);
 			return verdict;
@@ -211,7 +214,8 @@ judge_delivered(struct __sk_buff *skb, const struct config *config)
 	ingress_key(&key, &packet);
 	if (packet.tcp_flags & TCP_CONTROL) {
 		forget(&key);
-		return VERDICT_CONTROL;
+		if (!answers_open(&packet))
+			return VERDICT_CONTROL;
 	}
 	if (!pod_ports.lookup(&port))
 		return VERDICT_PORT_GONE;

@@ -156,8 +156,11 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 	ingress_key(&key, &packet);
 	if (packet.tcp_flags & TCP_CONTROL) {
 		verdict = judge_control(config, &key, &packet);
-		if (verdict != UNDECIDED)
+		if (verdict != UNDECIDED) {
+			if (answers_open(&packet))
+				sight(config, &key, &packet, INGRESS, 0);
 			return verdict;
+		}
 	}
 	if (packet.ttl <= 1)
 		return VERDICT_TTL;

@@ -219,13 +219,51 @@ def test_port_that_is_not_a_live_pod_port_witnesses_nothing(lab: Lab) -> None:
     assert lab.flow(FLOW) is None
 
 
-@pytest.mark.parametrize("flags", [p.SYN, p.SYN | p.ACK, p.FIN | p.ACK, p.RST])
-def test_control_flag_at_either_witness_ends_the_admission(lab: Lab, flags: int) -> None:
+@pytest.mark.parametrize(
+    ("flags", "verdict"),
+    [
+        (p.SYN, Verdict.CONTROL),
+        (p.SYN | p.ACK, Verdict.UNSEEN),
+        (p.FIN | p.ACK, Verdict.CONTROL),
+        (p.RST, Verdict.CONTROL),
+        (p.SYN | p.FIN | p.ACK, Verdict.CONTROL),
+    ],
+)
+def test_control_flag_at_either_witness_ends_the_admission(
+    lab: Lab, flags: int, verdict: Verdict
+) -> None:
     lab.admit(TCP_FLOW)
-    assert to_overlay(lab, segment(flags, outward=True)) is Verdict.CONTROL
+    assert to_overlay(lab, segment(flags, outward=True)) is verdict
     assert from_pod(lab, segment(p.ACK, outward=True)).counted == (Verdict.NOT_ADMITTED,)
     lab.admit(TCP_FLOW)
-    assert to_pod(lab, segment(flags, outward=False)) is Verdict.CONTROL
+    assert to_pod(lab, segment(flags, outward=False)) is verdict
+    assert from_pod(lab, segment(p.ACK, outward=True)).counted == (Verdict.NOT_ADMITTED,)
+
+
+def through_the_stack(lab: Lab, flags: int, *, outward: bool) -> tuple[Verdict, Verdict]:
+    """Have a segment cross the stack; return the verdicts where it enters and where it leaves."""
+    packet = segment(flags, outward=outward)
+    if outward:
+        return from_pod(lab, packet).counted[0], to_overlay(lab, p.hop(packet))
+    return from_uplink(lab, packet).counted[0], to_pod(lab, p.hop(packet))
+
+
+@pytest.mark.parametrize("outward", [True, False])
+def test_after_the_handshake_the_first_data_is_fast(lab: Lab, *, outward: bool) -> None:
+    syn = (Verdict.CONTROL, Verdict.CONTROL)
+    assert through_the_stack(lab, p.SYN, outward=outward) == syn
+    answer = (Verdict.CONTROL, Verdict.WITNESSED)
+    assert through_the_stack(lab, p.SYN | p.ACK, outward=not outward) == answer
+    ack = (Verdict.NOT_ADMITTED, Verdict.WITNESSED)
+    assert through_the_stack(lab, p.ACK, outward=outward) == ack
+    assert from_pod(lab, segment(p.ACK, outward=True)).counted == (Verdict.FAST,)
+    assert from_uplink(lab, segment(p.ACK, outward=False)).counted == (Verdict.FAST,)
+
+
+def test_the_ack_of_a_handshake_always_takes_the_stack(lab: Lab) -> None:
+    lab.admit(TCP_FLOW)  # of a connection before, with the same ports
+    through_the_stack(lab, p.SYN, outward=True)
+    through_the_stack(lab, p.SYN | p.ACK, outward=False)
     assert from_pod(lab, segment(p.ACK, outward=True)).counted == (Verdict.NOT_ADMITTED,)
 
 

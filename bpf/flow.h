@@ -85,8 +85,16 @@ static __always_inline u64 stamp_now(u16 generation)
 	       (bpf_jiffies64() & STAMP_JIFFIES);
 }
 
+/* What rules look at besides addresses and ports; ECN changes by packet. */
+static __always_inline u16 kind_of(u8 tos, u8 ttl)
+{
+	return (tos & ~ECN_MASK) << 8 | ttl;
+}
+
+/* kind is the witnessed one of the packet's direction. */
 static __always_inline enum verdict admitted(const struct config *config,
-					     const struct flow *flow)
+					     const struct flow *flow, u16 kind,
+					     const struct packet *packet)
 {
 	u64 egress = flow->egress, ingress = flow->ingress, now;
 
@@ -99,6 +107,8 @@ static __always_inline enum verdict admitted(const struct config *config,
 		return VERDICT_OTHER_PORT;
 	if (flow->direct)
 		return VERDICT_FAST;
+	if (kind != kind_of(packet->tos, packet->ttl))
+		return VERDICT_OTHER_KIND;
 	now = stamp_now(config->generation);
 	/* Another CPU may have stamped after this one read the clock. */
 	if ((s64)(now - egress) > (s64)config->max_age ||
@@ -178,9 +188,12 @@ static __always_inline enum verdict witnessed(const struct config *config,
 	return VERDICT_WITNESSED;
 }
 
+/* packet has left the stack: it came in with one hop more to live. */
 static __always_inline void stamp_egress(const struct config *config,
-					 struct flow_key *key, u32 port)
+					 struct flow_key *key,
+					 const struct packet *packet, u32 port)
 {
+	u16 kind = kind_of(packet->tos, packet->ttl + 1);
 	struct flow fresh = {}, *flow = flows.lookup(key);
 	u64 stamp = stamp_now(config->generation);
 
@@ -190,18 +203,22 @@ static __always_inline void stamp_egress(const struct config *config,
 		flow->egress_port = port;
 		/* TCP changes its hash to leave a broken path: follow. */
 		flow->source_port = 0;
+		flow->egress_kind = kind;
 		flow->egress = stamp;
 		return;
 	}
+	fresh.egress_kind = kind;
 	fresh.egress_port = port;
 	fresh.egress = stamp;
 	flows.update(key, &fresh);
 }
 
 static __always_inline void stamp_ingress(const struct config *config,
-					  struct flow_key *key, u32 port,
+					  struct flow_key *key,
+					  const struct packet *packet, u32 port,
 					  const struct ethernet *header)
 {
+	u16 kind = kind_of(packet->tos, packet->ttl + 1);
 	struct flow fresh = {}, *flow = flows.lookup(key);
 	u64 stamp = stamp_now(config->generation);
 
@@ -212,11 +229,13 @@ static __always_inline void stamp_ingress(const struct config *config,
 			__builtin_memcpy(flow->gateway_mac, header->src, 6);
 		flow->direct = 0;
 		flow->ingress_port = port;
+		flow->ingress_kind = kind;
 		flow->ingress = stamp;
 		return;
 	}
 	__builtin_memcpy(fresh.pod_mac, header->dst, 6);
 	__builtin_memcpy(fresh.gateway_mac, header->src, 6);
+	fresh.ingress_kind = kind;
 	fresh.ingress_port = port;
 	fresh.ingress = stamp;
 	flows.update(key, &fresh);

@@ -28,6 +28,7 @@
 #define ECN_ECT0 2
 #define ECN_CE 3
 
+#define TCP_SHORTEST 20
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04

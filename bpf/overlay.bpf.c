@@ -47,7 +47,7 @@ judge_routed(struct __sk_buff *skb, const struct config *config)
 	}
 	verdict = witnessed(config, &key, &packet, EGRESS, &port);
 	if (verdict == VERDICT_WITNESSED)
-		stamp_egress(config, &key, port);
+		stamp_egress(config, &key, &packet, port);
 	return verdict;
 }
 

@@ -93,7 +93,9 @@ static __always_inline enum verdict judge_sent(struct __sk_buff *skb,
 	if (!fits(skb, &packet, config->mtu))
 		return VERDICT_TOO_BIG;
 	*flow = flows.lookup(&key);
-	verdict = *flow ? admitted(config, *flow) : VERDICT_NOT_ADMITTED;
+	verdict = *flow ? admitted(config, *flow, (*flow)->egress_kind,
+				   &packet) :
+			  VERDICT_NOT_ADMITTED;
 	/*
 	 * The source address is this port's and this MAC's, and the frame is
 	 * for the gateway, not for a neighbour on the bridge.
@@ -221,7 +223,7 @@ judge_delivered(struct __sk_buff *skb, const struct config *config)
 		return VERDICT_PORT_GONE;
 	verdict = witnessed(config, &key, &packet, INGRESS, &no_port);
 	if (verdict == VERDICT_WITNESSED)
-		stamp_ingress(config, &key, port, ethernet);
+		stamp_ingress(config, &key, &packet, port, ethernet);
 	return verdict;
 }
 

@@ -89,6 +89,9 @@ struct flow {
 	u8 gateway_mac[6]; /* front of a packet to the pod */
 	u16 direct;       /* 1: admitted by its SYN, never re-validated */
 	__be16 source_port; /* of the outer header; 0: not computed yet */
+	u16 egress_kind;  /* DSCP << 8 and TTL of the packets witnessed: a rule */
+	u16 ingress_kind; /* may change those of another kind */
+	u32 reserved;
 };
 
 /*

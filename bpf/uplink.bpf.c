@@ -178,7 +178,9 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 		return VERDICT_CONGESTION;
 	}
 	*flow = flows.lookup(&key);
-	verdict = *flow ? admitted(config, *flow) : VERDICT_NOT_ADMITTED;
+	verdict = *flow ? admitted(config, *flow, (*flow)->ingress_kind,
+				   &packet) :
+			  VERDICT_NOT_ADMITTED;
 	if (verdict == VERDICT_FAST) {
 		port = (*flow)->ingress_port;
 		if (pod_ports.lookup(&port))

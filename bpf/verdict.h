@@ -36,12 +36,14 @@ enum verdict {
 	VERDICT_CONTROL, /* TCP SYN, FIN or RST */
 	VERDICT_TOO_BIG, /* the stack answers, or fragments */
 	VERDICT_LENGTH,  /* the headers' lengths disagree with the packet's */
+	VERDICT_MALFORMED, /* what conntrack or the IP layer calls invalid */
 
 	/* Left to the stack: a flow that is not admitted, or not now. */
 	VERDICT_NOT_ADMITTED,
 	VERDICT_STALE,     /* due for re-validation */
 	VERDICT_FLUSHED,   /* witnessed in an earlier generation */
 	VERDICT_OTHER_PORT, /* another port or MAC than the witnessed one */
+	VERDICT_OTHER_KIND, /* another DSCP or TTL than the witnessed one */
 	VERDICT_PORT_GONE, /* the pod port does not exist any more */
 	VERDICT_ROOM,      /* the kernel refused to add or remove headers */
 

@@ -176,8 +176,13 @@ class Lab:
         generation: int | None = None,
         egress_port: int | None = None,
         ingress_port: int | None = None,
+        egress_kind: int = 64,
+        ingress_kind: int = 63,
     ) -> None:
-        """Write a flow's entry as if its directions had been witnessed; None is never."""
+        """Write a flow's entry as if its directions had been witnessed; None is never.
+
+        A kind is DSCP << 8 and TTL, of a packet that comes from the pod or out of the tunnel.
+        """
         shift = (self.datapath.generation if generation is None else generation) << 48
         now, hertz = self._clock()
         stamps = [
@@ -191,6 +196,8 @@ class Lab:
             ingress_port=self.port if ingress_port is None else ingress_port,
             pod_mac=tuple(mac(POD_MAC)),
             gateway_mac=tuple(mac(GATEWAY_MAC)),
+            egress_kind=egress_kind,
+            ingress_kind=ingress_kind,
         )
         self.datapath.maps["flows"].update(flow.key(), bytes(entry))
 

@@ -79,3 +79,8 @@ def hop(packet: bytes) -> bytes:
     """Return a plain IPv4 packet as the next router sends it: TTL one lower, checksum right."""
     header = packet[:8] + bytes([packet[8] - 1]) + packet[9:10] + b"\0\0" + packet[12:20]
     return header[:10] + struct.pack("!H", checksum(header)) + header[12:] + packet[20:]
+
+
+def kind_of(packet: bytes) -> int:
+    """Return what a flow remembers of an IPv4 packet: DSCP << 8 (ECN left out) and TTL."""
+    return (packet[1] & 0xFC) << 8 | packet[8]

@@ -14,6 +14,18 @@ static __always_inline __sum16 csum_fold(u32 sum)
 	return ~sum;
 }
 
+/* Whether the header, without options, sums up to what it must. */
+static __always_inline bool csum_is_right(const struct ipv4 *ip)
+{
+	const u16 *words = (const void *)ip;
+	u32 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < (int)(sizeof(*ip) / sizeof(*words)); i++)
+		sum += words[i];
+	return !csum_fold(sum);
+}
+
 /* One router hop. RFC 1624: the TTL is the upper byte of its word. */
 static __always_inline void decrement_ttl(struct ipv4 *ip)
 {

@@ -4,7 +4,7 @@
  * only; says why a packet can never be fast. No maps.
  */
 #pragma once
-#include "../netfmt.h"
+#include "csum.h"
 #include "../verdict.h"
 
 /* Of the IPv4 packet that a pod sends or receives. */
@@ -22,7 +22,9 @@ struct packet {
 
 /*
  * Reads the packet at ip. UNDECIDED: all of *packet is set, and it is whole,
- * unfragmented TCP or UDP.
+ * unfragmented TCP or UDP, with nothing in its headers for which the stack
+ * would drop it: the header checksum (ip_rcv), the lengths and the flags
+ * (conntrack's INVALID).
  */
 static __always_inline enum verdict
 parse_packet(const struct ipv4 *ip, const void *end, struct packet *packet)
@@ -44,10 +46,17 @@ parse_packet(const struct ipv4 *ip, const void *end, struct packet *packet)
 	packet->tos = ip->tos;
 	packet->ttl = ip->ttl;
 	packet->total_len = host16(ip->total_len);
+	if (!csum_is_right(ip))
+		return VERDICT_MALFORMED;
 	if (ip->protocol == IPPROTO_UDP) {
+		u16 len = host16(udp->len);
+
 		packet->tcp_flags = 0;
 		packet->header_len = sizeof(*ip) + sizeof(*udp);
-		return UNDECIDED;
+		return len >= sizeof(*udp) &&
+				       len + sizeof(*ip) <= packet->total_len ?
+			       UNDECIDED :
+			       VERDICT_MALFORMED;
 	}
 	if (ip->protocol != IPPROTO_TCP)
 		return VERDICT_PROTOCOL;
@@ -55,6 +64,10 @@ parse_packet(const struct ipv4 *ip, const void *end, struct packet *packet)
 		return VERDICT_TRUNCATED;
 	packet->tcp_flags = tcp->flags;
 	packet->header_len = sizeof(*ip) + (tcp->offset >> 4) * 4;
+	if (tcp->offset >> 4 < TCP_SHORTEST / 4 ||
+	    packet->header_len > packet->total_len ||
+	    !(tcp->flags & (TCP_ACK | TCP_CONTROL)))
+		return VERDICT_MALFORMED;
 	return UNDECIDED;
 }
 

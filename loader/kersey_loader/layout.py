@@ -47,29 +47,31 @@ class Verdict(IntEnum):
     CONTROL = 11
     TOO_BIG = 12
     LENGTH = 13
-    NOT_ADMITTED = 14
-    STALE = 15
-    FLUSHED = 16
-    OTHER_PORT = 17
-    PORT_GONE = 18
-    ROOM = 19
-    NOT_HOST = 20
-    TUNNEL_FLAGS = 21
-    OTHER_VNI = 22
-    OTHER_VTEP = 23
-    NOT_IPV4 = 24
-    CONGESTION = 25
-    NODE = 26
-    OTHER_ADDRESS = 27
-    NOT_POD = 28
-    UNSEEN = 29
-    CHANGED = 30
-    OTHER_GATEWAY = 31
-    UNKNOWN_NODE = 32
-    FOREIGN_SOURCE = 33
-    OUTSIDE_SOURCE = 34
-    HIDDEN_SOURCE = 35
-    POD_TUNNEL = 36
+    MALFORMED = 14
+    NOT_ADMITTED = 15
+    STALE = 16
+    FLUSHED = 17
+    OTHER_PORT = 18
+    OTHER_KIND = 19
+    PORT_GONE = 20
+    ROOM = 21
+    NOT_HOST = 22
+    TUNNEL_FLAGS = 23
+    OTHER_VNI = 24
+    OTHER_VTEP = 25
+    NOT_IPV4 = 26
+    CONGESTION = 27
+    NODE = 28
+    OTHER_ADDRESS = 29
+    NOT_POD = 30
+    UNSEEN = 31
+    CHANGED = 32
+    OTHER_GATEWAY = 33
+    UNKNOWN_NODE = 34
+    FOREIGN_SOURCE = 35
+    OUTSIDE_SOURCE = 36
+    HIDDEN_SOURCE = 37
+    POD_TUNNEL = 38
 
     @property
     def forged(self) -> bool:
@@ -164,6 +166,9 @@ class Flow(ctypes.LittleEndianStructure):
         ("gateway_mac", Mac),
         ("direct", ctypes.c_uint16),
         ("source_port", ctypes.c_uint8 * 2),
+        ("egress_kind", ctypes.c_uint16),
+        ("ingress_kind", ctypes.c_uint16),
+        ("reserved", ctypes.c_uint32),
     )
 
 

@@ -41,8 +41,14 @@ missing_packages() {
 	python_has ensurepip || echo python3-venv
 	python_has bcc || echo python3-bpfcc # compiles the fast path's programs
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
-	[ "$1" != test ] || has openssl || echo openssl
+	[ "$1" != test ] || missing_test_packages
 	[ "$1" != bench ] || missing_bench_packages
+}
+
+missing_test_packages() {
+	has openssl || echo openssl
+	has conntrack || echo conntrack
+	has ethtool || echo ethtool
 }
 
 missing_bench_packages() {

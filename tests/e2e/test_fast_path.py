@@ -92,7 +92,7 @@ def transact(connection: socket.socket, times: int, size: int = 100) -> None:
 
 
 def conntrack(node: Node, *arguments: str) -> str:
-    return node.namespace.run("conntrack", "-L", *arguments, check=False).stdout
+    return node.namespace.run("conntrack", "-L", *arguments).stdout
 
 
 def test_tcp_and_udp_between_pods_take_the_fast_path(fast_network: Cluster) -> None:

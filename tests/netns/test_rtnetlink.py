@@ -3,6 +3,7 @@
 import errno
 import socket
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 from kersey_control.addresses import Mac
@@ -212,7 +213,7 @@ def test_learned_neighbours_are_left_alone(ready_lab: Lab) -> None:
 
 
 def test_nexthop_messages_without_device_are_read_too(ready_lab: Lab) -> None:
-    run("sysctl", "-qw", "net.ipv4.nexthop_compat_mode=0")
+    Path("/proc/sys/net/ipv4/nexthop_compat_mode").write_text("0")
     desired = _objects(ready_lab, 1)
     _apply(ready_lab, desired)
     assert ready_lab.backend.actual() == desired

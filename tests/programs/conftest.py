@@ -7,9 +7,12 @@ from bpf_lab import Lab, open_lab
 from kersey_loader.probe import probe
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def loaded_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Load the programs once; only `lab` gives them out."""
+    """Load the programs once for a module; only `lab` gives them out.
+
+    Not for the session: the whole process is in the lab's network namespace meanwhile.
+    """
     directory = tmp_path_factory.mktemp("bpf")
     found = probe(directory)
     if not found.available:

@@ -42,6 +42,22 @@ def segment(payload: bytes = b"ping", flags: int = p.ACK, **ip: object) -> bytes
     return p.ipv4(p.tcp(payload, src=40000, dst=80, flags=flags), **fields)  # type: ignore[arg-type]
 
 
+def _broken(packet: bytes, at: int) -> bytes:
+    """Return the packet with one byte another."""
+    return packet[:at] + bytes([packet[at] ^ 0xFF]) + packet[at + 1 :]
+
+
+def _udp_length(length: int) -> bytes:
+    """Return a datagram that says another length than it has."""
+    return p.ipv4(p.udp(b"ping", src=40000, dst=80, length=length), src=POD, dst=REMOTE)
+
+
+def _data_offset(words: int) -> bytes:
+    """Return a segment that says that its header has so many words."""
+    packet = segment()
+    return packet[:32] + bytes([words << 4]) + packet[33:]
+
+
 def tunnel(inner: bytes, *, tos: int, ident: int, source_port: int) -> bytes:
     """Return what the wire is to carry for `inner`, which a pod sent."""
     overlay = p.ethernet(p.hop(inner), dst=PEER_VTEP, src=VTEP)
@@ -76,8 +92,8 @@ def send(lab: Lab, packet: bytes, **options: int) -> tuple[Action, bytes, tuple[
 def test_packet_of_an_admitted_flow_leaves_in_a_tunnel_header(
     lab: Lab, inner: bytes, outer_tos: int
 ) -> None:
-    lab.admit(UDP_FLOW)
-    lab.admit(TCP_FLOW)
+    lab.admit(UDP_FLOW, egress_kind=p.kind_of(inner))
+    lab.admit(TCP_FLOW, egress_kind=p.kind_of(inner))
     action, sent, counted = send(lab, frame(inner))
     assert (action, counted) == (Action.REDIRECT, (Verdict.FAST,))
     ident, source_port = _free_choices(sent)
@@ -167,6 +183,15 @@ ROWS = [
     Row("only-ingress", frame(datagram()), Verdict.NOT_ADMITTED, _admit(egress_age=None)),
     Row("egress-too-old", frame(datagram()), Verdict.STALE, _admit(egress_age=5.5)),
     Row("ingress-too-old", frame(datagram()), Verdict.STALE, _admit(ingress_age=5.5)),
+    Row("other-dscp", frame(datagram(tos=0xB8)), Verdict.OTHER_KIND, ADMITTED),
+    Row("other-ttl", frame(datagram(ttl=63)), Verdict.OTHER_KIND, ADMITTED),
+    Row("wrong-header-checksum", frame(_broken(datagram(), 10)), Verdict.MALFORMED, ADMITTED),
+    Row("udp-longer-than-ip", frame(_udp_length(13)), Verdict.MALFORMED, ADMITTED),
+    Row("udp-shorter-than-its-header", frame(_udp_length(7)), Verdict.MALFORMED, ADMITTED),
+    Row("tcp-without-flags", frame(segment(flags=0)), Verdict.MALFORMED, ADMITTED),
+    Row("tcp-push-without-ack", frame(segment(flags=p.PSH)), Verdict.MALFORMED, ADMITTED),
+    Row("tcp-offset-4", frame(_data_offset(4)), Verdict.MALFORMED, ADMITTED),
+    Row("tcp-offset-beyond-the-packet", frame(_data_offset(15)), Verdict.MALFORMED, ADMITTED),
     Row("old-generation", frame(datagram()), Verdict.FLUSHED, _admit(generation=0xFFFF)),
     Row("flushed", frame(datagram()), Verdict.FLUSHED, _then_flush),
     Row(

@@ -88,8 +88,8 @@ def receive(
 def test_packet_of_an_admitted_flow_reaches_the_pod_as_the_stack_would_hand_it_over(
     lab: Lab, inner: bytes, outer_tos: int
 ) -> None:
-    lab.admit(UDP_FLOW)
-    lab.admit(TCP_FLOW)
+    lab.admit(UDP_FLOW, ingress_kind=p.kind_of(inner))
+    lab.admit(TCP_FLOW, ingress_kind=p.kind_of(inner))
     action, received, counted = receive(lab, wire(overlay(inner), tos=outer_tos))
     assert (action, counted) == (Action.REDIRECT, (Verdict.FAST,))
     assert received == p.ethernet(p.hop(inner), dst=POD_MAC, src=GATEWAY_MAC)
@@ -156,6 +156,9 @@ TO_STACK = [
     Row("unknown-flow", wire(PLAIN), Verdict.NOT_ADMITTED),
     Row("only-egress", wire(PLAIN), Verdict.NOT_ADMITTED, _admit(ingress_age=None)),
     Row("only-ingress", wire(PLAIN), Verdict.NOT_ADMITTED, _admit(egress_age=None)),
+    Row("other-dscp", wire(overlay(datagram(tos=0xB8))), Verdict.OTHER_KIND, ADMITTED),
+    Row("other-ttl", wire(overlay(datagram(ttl=9))), Verdict.OTHER_KIND, ADMITTED),
+    Row("tcp-without-flags", wire(overlay(segment(flags=0))), Verdict.MALFORMED, ADMITTED),
     Row("egress-too-old", wire(PLAIN), Verdict.STALE, _admit(egress_age=5.5)),
     Row("ingress-too-old", wire(PLAIN), Verdict.STALE, _admit(ingress_age=5.5)),
     Row("flushed", wire(PLAIN), Verdict.FLUSHED, _then_flush),
@@ -189,7 +192,7 @@ TO_STACK = [
     Row("too-big", wire(overlay(datagram(bytes(1423)))), Verdict.TOO_BIG, ADMITTED),
     Row("gro-too-big", wire(overlay(segment(bytes(3000)))), Verdict.TOO_BIG, ADMITTED,
         gso_size=1411),
-    Row("inner-length-short", wire(overlay(datagram(length=30))), Verdict.LENGTH, ADMITTED),
+    Row("inner-length-short", wire(overlay(datagram(length=30))), Verdict.MALFORMED, ADMITTED),
     Row("inner-length-long", wire(overlay(datagram(length=90))), Verdict.LENGTH, ADMITTED),
     Row("outer-length-short", wire(PLAIN, length=70), Verdict.LENGTH, ADMITTED),
     Row("udp-length-short", wire(PLAIN, udp_length=60), Verdict.LENGTH, ADMITTED),

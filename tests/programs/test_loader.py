@@ -320,7 +320,7 @@ def test_structs_are_as_large_as_the_maps_say() -> None:
         "config": 72,
         "peer": 128,
         "flow_key": 16,
-        "flow": 40,
+        "flow": 48,
         "sighting": 16,
         "endpoint": 24,
         "traffic": 64,

@@ -13,7 +13,7 @@ from typing import Self
 
 from testbed.cluster import Cluster
 from testbed.errors import ClusterError
-from testbed.namespace import remove_namespace
+from testbed.namespace import remove_namespace, run_here
 from testbed.process import Process
 from testbed.waiting import wait_until
 
@@ -127,6 +127,9 @@ class Record:
             process.end()
         for namespace in self.namespaces:
             remove_namespace(namespace)
+        for mounted in Path(self.state_dir).glob("*/bpf"):
+            if mounted.is_mount():
+                run_here("umount", mounted)
         shutil.rmtree(self.state_dir)
 
 

@@ -91,7 +91,7 @@ struct flow {
 	__be16 source_port; /* of the outer header; 0: not computed yet */
 	u16 egress_kind;  /* DSCP << 8 and TTL of the packets witnessed: a rule */
 	u16 ingress_kind; /* may change those of another kind */
-	u32 reserved;
+	u32 port_alive; /* jiffies when ingress_port was seen alive, low half */
 };
 
 /*

@@ -129,16 +129,31 @@ judge_unusual(struct __sk_buff *skb, const struct config *config,
 					      VERDICT_TRUNCATED;
 }
 
+/*
+ * Looked up once a jiffy and flow: what was sent to a pod is lost anyway in the
+ * moment in which it goes, and none with its address can be up so soon.
+ */
+static __always_inline bool is_port_alive(struct flow *flow)
+{
+	u32 port = flow->ingress_port, now = bpf_jiffies64();
+
+	if (flow->port_alive == now)
+		return true;
+	if (!pod_ports.lookup(&port))
+		return false;
+	flow->port_alive = now;
+	return true;
+}
+
 /* The sender has been checked. FAST: *flow is set. */
 static __always_inline enum verdict
 judge_flow(struct __sk_buff *skb, const struct config *config,
-	   const struct vxlan_headers *headers, const struct flow **flow)
+	   const struct vxlan_headers *headers, struct flow **flow)
 {
 	const void *end = (void *)(long)skb->data_end;
 	struct packet packet = {};
 	struct flow_key key;
 	enum verdict verdict;
-	u32 port;
 
 	if (config->admission == ADMISSION_OFF)
 		return VERDICT_ADMISSION_OFF;
@@ -182,8 +197,7 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 				   &packet) :
 			  VERDICT_NOT_ADMITTED;
 	if (verdict == VERDICT_FAST) {
-		port = (*flow)->ingress_port;
-		if (pod_ports.lookup(&port))
+		if (is_port_alive(*flow))
 			return VERDICT_FAST;
 		verdict = VERDICT_PORT_GONE;
 	}
@@ -194,7 +208,7 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 /* UNRELATED: not the tunnel's. FAST: *peer and *flow are set. */
 static __always_inline enum verdict
 judge_received(struct __sk_buff *skb, const struct config *config,
-	       const struct peer **peer, const struct flow **flow)
+	       const struct peer **peer, struct flow **flow)
 {
 	const struct vxlan_headers *headers;
 	enum verdict verdict;
@@ -235,7 +249,7 @@ int from_uplink(struct __sk_buff *skb)
 {
 	const struct config *config = configuration();
 	const struct peer *peer = NULL;
-	const struct flow *flow = NULL;
+	struct flow *flow = NULL;
 	struct traffic *traffic = NULL;
 	enum verdict verdict;
 

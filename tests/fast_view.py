@@ -12,10 +12,14 @@ NETWORK = IPv4Network("10.244.0.0/16")
 
 
 @contextmanager
-def fast_path_of(node: Node, *, vni: int = 1) -> Iterator[Datapath]:
-    """Open the maps and programs that the node's daemon pinned."""
+def fast_path_of(node: Node, *, max_flows: int = 65536) -> Iterator[Datapath]:
+    """Open the maps and programs that the node's daemon, told this --max-flows, pinned."""
     settings = Settings(
-        directory=node.bpf_dir / f"vxlan-{vni}", network=NETWORK, subnet_len=24, handle=vni
+        directory=node.bpf_dir / "vxlan-1",
+        network=NETWORK,
+        subnet_len=24,
+        max_flows=max_flows,
+        handle=1,
     )
     with load(settings) as datapath:
         assert datapath.adopted

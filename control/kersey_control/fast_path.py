@@ -62,6 +62,7 @@ def open_fast_path(options: Options, config: NetworkConfig) -> Datapath:
         directory=options.bpf_dir / f"vxlan-{config.backend.vni}",
         network=config.network,
         subnet_len=config.subnet_len,
+        max_flows=options.max_flows,
         handle=config.backend.vni,
     )
     try:

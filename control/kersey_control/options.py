@@ -265,6 +265,13 @@ class Options(EtcdFlags):
         help="what to do with tunnel packets from senders that do not own their source address",
         own=True,
     )
+    max_flows: int = flag(
+        integer(1024, 1 << 24, placeholder="N"),
+        default="65536",
+        group=_DATAPATH,
+        help="flows that can be on the fast path at a time; some 150 bytes of kernel memory each",
+        own=True,
+    )
     bpf_dir: Path = flag(
         PATH,
         default="/sys/fs/bpf/kersey",

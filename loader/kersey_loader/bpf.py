@@ -180,7 +180,7 @@ def update_link(link: int, program: int) -> None:
 
 
 def detach_link(link: int) -> None:
-    """Take a link's program off its hook now; to drop the last reference does it some time later."""
+    """Take a link's program off its hook now; dropping the last reference does it later."""
     _bpf("detach a link", _LINK_DETACH, _attr("II", link, 0))
 
 

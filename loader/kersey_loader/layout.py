@@ -168,7 +168,7 @@ class Flow(ctypes.LittleEndianStructure):
         ("source_port", ctypes.c_uint8 * 2),
         ("egress_kind", ctypes.c_uint16),
         ("ingress_kind", ctypes.c_uint16),
-        ("reserved", ctypes.c_uint32),
+        ("port_alive", ctypes.c_uint32),
     )
 
 

@@ -7,7 +7,7 @@ nodes of the kernel's VXLAN, so that it meets the same rules.
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Self
 
@@ -50,6 +50,21 @@ class Site:
 
     def options(self, mode: Mode) -> tuple[str, ...]:
         return (f"--iface={_WIRE}", *_DAEMON[self.variant], _MODES[mode])
+
+    @contextlib.contextmanager
+    def with_room_for(self, flows: int) -> Iterator["Site"]:
+        """Give both daemons larger maps for a while; yield the site with those open."""
+        option = f"--max-flows={flows}"
+        for node in self.nodes:
+            node.daemon.restart(*self.options(Mode.PLAIN), option)
+        self.wait_ready()
+        with contextlib.ExitStack() as stack:
+            opened = tuple(
+                stack.enter_context(fast_path_of(node, max_flows=flows)) for node in self.nodes
+            )
+            yield replace(self, datapaths=opened)
+        self.restart(Mode.PLAIN)
+        self.wait_ready()
 
     def restart(self, mode: Mode) -> None:
         """Give both daemons the options of `mode`; they may take a while to be ready."""

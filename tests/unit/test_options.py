@@ -66,6 +66,7 @@ OWN_DEFAULTS: Mapping[str, object] = {
     "node-id": "",
     "state-dir": Path("/run/kersey"),
     "bpf-dir": Path("/sys/fs/bpf/kersey"),
+    "max-flows": 65536,
     "admission": Admission.STRICT,
     "spoof-check": SpoofCheck.DROP,
     "audit-interval": 60,

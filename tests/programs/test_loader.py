@@ -325,3 +325,12 @@ def test_structs_are_as_large_as_the_maps_say() -> None:
         "endpoint": 24,
         "traffic": 64,
     }
+
+
+def test_programs_stay_far_below_the_limit_of_any_kernel_that_can_run_them(
+    settings: Settings,
+) -> None:
+    # A million verified instructions since 5.2; 131,072 before. Other compilers need some room.
+    with load(settings) as loaded:
+        for program in Program:
+            assert 0 < loaded.program_info(program).verified_instructions < 131_072 // 4

@@ -34,6 +34,7 @@ from kersey_control.forwarding import AuditResult, Forwarding, Home
 from kersey_control.host_network import find_uplink
 from kersey_control.keeper import LeaseHeld, LeaseKeeper, LeaseTrouble
 from kersey_control.local_node import LocalNode
+from kersey_control.memory import release_memory
 from kersey_control.monitor import ChangeKind, KernelChange, Monitor, Watched, is_relevant
 from kersey_control.netconfig import NetworkConfig, apply_live, compare, parse_network_config
 from kersey_control.options import Options
@@ -65,6 +66,9 @@ RULES_SETTLE = 0.3
 
 REPAIR_RETRY = 2.0
 HOST_ROUTE = 32
+MEMORY_REST = 1.0
+BURST = 32
+"""Store events at once after which it is worth giving memory back."""
 PUMP_RESTART = 5.0
 JOIN_TIMEOUT = 3.0
 
@@ -253,6 +257,8 @@ class Agent:
             case Task.RULES:
                 self._local.check_rules()
                 self._schedule.by(Task.RULES, now + self._options.iptables_resync)
+            case Task.MEMORY:
+                release_memory()
             case Task.PORTS:
                 self._follow_ports()
             case Task.RETRY if self._overlay is not None:
@@ -336,6 +342,8 @@ class Agent:
             if any(isinstance(event, Snapshot) for event in events):
                 self._become_ready()
         self._schedule_retry(overlay)
+        if len(events) > BURST or any(isinstance(event, Snapshot) for event in events):
+            self._schedule.by(Task.MEMORY, now + MEMORY_REST)
         if overlay.peers.own_missing and not self._reclaiming:
             logger.warning("our lease is gone from the store, claiming it again")
             self._reclaiming = True

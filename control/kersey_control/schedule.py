@@ -12,6 +12,8 @@ class Task(StrEnum):
     """Compare masquerade and forward rules, and the blackhole route."""
     PORTS = "ports"
     """Look which pods came and went."""
+    MEMORY = "memory"
+    """Give back what a burst of leases needed."""
     RETRY = "retry"
     """Try failed peers again."""
 

@@ -60,6 +60,8 @@ def timed(action: Callable[[], object], node: Node, count: int) -> float:
 
 
 def rss_mb(node: Node) -> float:
+    """Return the daemon's resident memory once it has come to rest."""
+    time.sleep(3)
     with Path(f"/proc/{node.daemon.process.pid}/status").open(encoding="ascii") as file:
         line = next(line for line in file if line.startswith("VmRSS:"))
     return int(line.split()[1]) / 1024

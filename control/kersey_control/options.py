@@ -269,7 +269,7 @@ class Options(EtcdFlags):
         integer(1024, 1 << 24, placeholder="N"),
         default="65536",
         group=_DATAPATH,
-        help="flows that can be on the fast path at a time; some 150 bytes of kernel memory each",
+        help="flows that can be on the fast path at a time; the map is allocated whole",
         own=True,
     )
     bpf_dir: Path = flag(

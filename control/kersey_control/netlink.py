@@ -17,13 +17,14 @@ from typing import Any, Self
 from kersey_control.addresses import Mac, Vni
 from kersey_control.devices import read_devices
 from kersey_control.errors import KernelError
+from kersey_control.instance import Instance
 from kersey_control.rtnetlink import PROTOCOL, Rtnl
 from kersey_control.rtnl_library import IPRoute, NetlinkError
 
 _IFF_UP = 0x1
 
 OWNER = "kersey"
-"""The interface alias by which a device is known as ours, whatever its name."""
+"""The word that begins the interface alias of a device of ours, whatever its name."""
 
 _HIGHEST_MAC = "fe:ff:ff:ff:ff:ff"
 _BLACKHOLE = 6  # RTN_BLACKHOLE of include/uapi/linux/rtnetlink.h
@@ -86,10 +87,14 @@ class VxlanSpec:
 
 
 class Links:
-    """Read and change devices and their addresses. A context manager; one thread at a time."""
+    """Read and change devices and their addresses. A context manager; one thread at a time.
 
-    def __init__(self) -> None:
+    Devices that it makes or marks bear the instance's mark.
+    """
+
+    def __init__(self, instance: Instance | None = None) -> None:
         self._ipr = IPRoute()
+        self._alias = OWNER if instance is None else f"{OWNER} {instance:08x}"
 
     def __enter__(self) -> Self:
         return self
@@ -125,10 +130,14 @@ class Links:
         return tuple(link for link in links if link is not None and link.vxlan is not None)
 
     def owned(self) -> tuple[Link, ...]:
-        """Return all devices that bear our mark. Raises RequestError."""
+        """Return all devices that bear the mark of any instance. Raises RequestError."""
         with _request("list devices"):
             links = [_link(answer) for answer in self._ipr.get_links()]
-        return tuple(link for link in links if link.alias == OWNER)
+        return tuple(link for link in links if link.alias.split(" ")[0] == OWNER)
+
+    def of_instance(self) -> tuple[Link, ...]:
+        """Return the devices that bear our own mark. Raises RequestError."""
+        return tuple(link for link in self.owned() if link.alias == self._alias)
 
     def create_vxlan(self, spec: VxlanSpec) -> None:
         """Create a VXLAN device, down. Raises RequestError.
@@ -185,9 +194,9 @@ class Links:
 
     def mark(self, link: Link) -> None:
         """Make an adopted device ours, so that cleaning up finds it. Raises RequestError."""
-        if link.alias != OWNER:
+        if link.alias != self._alias:
             with _request(f"mark device {link.name}"):
-                self._ipr.link("set", index=link.ifindex, ifalias=OWNER)
+                self._ipr.link("set", index=link.ifindex, ifalias=self._alias)
 
     def delete(self, link: Link) -> None:
         """Delete a device; one that is gone already is no error. Raises RequestError."""

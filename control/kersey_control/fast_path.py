@@ -15,6 +15,7 @@ from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings
 from kersey_loader.errors import LoaderError
 from kersey_loader.layout import Admission, SpoofCheck
 from kersey_loader.probe import probe
+from kersey_loader.tunnel import VxlanTunnel
 
 from kersey_control import options as asked
 from kersey_control.addresses import mac_bytes
@@ -182,10 +183,12 @@ class FastPath:
             DatapathConfig(
                 uplink=self._uplink.ifindex,
                 node=self._uplink.address,
-                vtep_mac=mac_bytes(self._backend.mac),
                 subnet=self._subnet,
-                vni=self._network.backend.vni,
-                port=self._network.backend.port,
+                tunnel=VxlanTunnel(
+                    vni=self._network.backend.vni,
+                    port=self._network.backend.port,
+                    mac=mac_bytes(self._backend.mac),
+                ),
                 mtu=self._backend.mtu,
                 pod_mtu=min(self._pod_mtu or self._backend.mtu, self._backend.mtu),
                 admission=self._admission(),
@@ -198,7 +201,7 @@ class FastPath:
         if self._uplink is None:
             return
         self._datapath.attach_overlay(self._backend.ifindex)
-        self._datapath.attach_uplink(self._uplink.ifindex)
+        self._datapath.attach_uplink(self._uplink.ifindex, direct=False)
 
     def _admission(self) -> Admission:
         """Return the admission that is safe: strict needs a conntrack that forgives gaps."""

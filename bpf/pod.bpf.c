@@ -9,23 +9,23 @@
  */
 #include "flow.h"
 #include "lib/local.h"
-#include "lib/vxlan.h"
+#include "lib/rewrite.h"
 
 /* The first fragment alone holds the ports; without it nothing arrives. */
 static __always_inline bool speaks_tunnel(struct __sk_buff *skb,
 					  const struct config *config,
 					  const struct ipv4 *ip)
 {
+	u32 offset = sizeof(struct ethernet) + (ip->version_ihl & 0xf) * 4;
 	__be32 src = ip->src, dst = ip->dst;
-	struct ports ports;
-	u32 header = (ip->version_ihl & 0xf) * 4;
+	struct tunnel_body body;
 
-	if (ip->protocol != IPPROTO_UDP || ip->fragment & IPV4_OFFSET)
+	if (!tunnel_is_protocol(ip->protocol) || ip->fragment & IPV4_OFFSET)
 		return false;
-	if (bpf_skb_load_bytes(skb, sizeof(struct ethernet) + header, &ports,
-			       sizeof(ports)))
+	if (TUNNEL_HEAD &&
+	    bpf_skb_load_bytes(skb, offset, &body, TUNNEL_HEAD))
 		return false;
-	if (ports.dst != config->port)
+	if (!tunnel_is_addressed(config, &body))
 		return false;
 	return dst == config->node || nodes.lookup(&dst) ||
 	       is_local(skb, src, dst);
@@ -132,6 +132,7 @@ int from_pod(struct __sk_buff *skb)
 	struct flow *flow = NULL;
 	struct traffic *traffic;
 	enum verdict verdict;
+	__be16 source_port;
 	u32 segments;
 
 	verdict = config ? judge_sent(skb, config, &peer, &flow) :
@@ -144,13 +145,11 @@ int from_pod(struct __sk_buff *skb)
 			       TO_STACK;
 	}
 
-	/* Kept: a datagram of an unconnected socket is hashed in 200 ns. */
-	if (!flow->source_port)
-		flow->source_port = tunnel_source_port(skb, config);
+	source_port = tunnel_source_port(skb, config, flow);
 	/* Before the push, which leaves them to be counted again. */
 	segments = skb->gso_segs;
 	traffic = traffic_of(peer);
-	if (!tunnel_push(skb, peer, flow->source_port, next_id(traffic))) {
+	if (!tunnel_push(skb, peer, source_port, next_id(traffic))) {
 		count_verdict(PROGRAM_FROM_POD, VERDICT_ROOM);
 		return TO_STACK;
 	}

@@ -7,23 +7,15 @@
  */
 #include "flow.h"
 #include "lib/local.h"
-#include "lib/vxlan.h"
+#include "lib/rewrite.h"
 
 #define ETHERTYPE_VLAN be16(0x8100)
 #define ETHERTYPE_QINQ be16(0x88a8)
 #define PACKET_HOST 0
 #define PACKET_OTHERHOST 3
 
-/* From the UDP header on, wherever that starts. */
-struct tunnel_headers {
-	struct udp udp;
-	struct vxlan vxlan;
-	struct ethernet ethernet;
-	struct ipv4 ip;
-} __attribute__((packed, aligned(4)));
-
 /* All that the fast path reads; a shorter packet is read to its end. */
-#define PARSED (sizeof(struct vxlan_headers) + sizeof(struct tcp))
+#define PARSED (sizeof(struct tunnel_headers) + sizeof(struct tcp))
 
 /*
  * Some drivers leave all but the Ethernet header in fragments. Never on a GSO
@@ -72,16 +64,6 @@ judge_sender(const struct config *config, __be32 outer, __be16 inner_type,
 		       VERDICT_OUTSIDE_SOURCE;
 }
 
-static __always_inline enum verdict
-judge_tunnel(const struct config *config, const struct vxlan *vxlan)
-{
-	if (vxlan->flags != VXLAN_FLAGS)
-		return VERDICT_TUNNEL_FLAGS;
-	if (vxlan->vni != config->vni)
-		return VERDICT_OTHER_VNI;
-	return UNDECIDED;
-}
-
 /*
  * A packet with outer options, a first fragment, one to another address of
  * ours, or one whose headers cannot be had in one piece: the sender is checked
@@ -91,7 +73,7 @@ static __always_inline enum verdict
 judge_unusual(struct __sk_buff *skb, const struct config *config,
 	      const struct peer **peer)
 {
-	struct tunnel_headers headers;
+	struct tunnel_body body __attribute__((aligned(4)));
 	u32 offset = sizeof(struct ethernet);
 	enum verdict verdict;
 	struct ipv4 ip;
@@ -99,27 +81,28 @@ judge_unusual(struct __sk_buff *skb, const struct config *config,
 	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
 		return VERDICT_UNRELATED;
 	/* Later fragments lead nowhere without the first. */
-	if (ip.protocol != IPPROTO_UDP || ip.fragment & IPV4_OFFSET)
+	if (!tunnel_is_protocol(ip.protocol) || ip.fragment & IPV4_OFFSET)
 		return VERDICT_UNRELATED;
 	offset += (ip.version_ihl & 0xf) * 4;
-	if (bpf_skb_load_bytes(skb, offset, &headers.udp, sizeof(headers.udp)))
+	if (TUNNEL_HEAD &&
+	    bpf_skb_load_bytes(skb, offset, &body, TUNNEL_HEAD))
 		return VERDICT_UNRELATED;
-	if (headers.udp.dst != config->port)
+	if (!tunnel_is_addressed(config, &body))
 		return VERDICT_UNRELATED;
 	if (ip.dst != config->node && !is_local(skb, ip.src, ip.dst))
 		return VERDICT_UNRELATED;
-	if (bpf_skb_load_bytes(skb, offset, &headers, sizeof(headers))) {
+	if (bpf_skb_load_bytes(skb, offset, &body, sizeof(body))) {
 		if (!nodes.lookup(&ip.src))
 			return VERDICT_UNKNOWN_NODE;
 		/* RFC 1858: a fragment too short to be judged. */
 		return ip.fragment & IPV4_FRAGMENT ? VERDICT_HIDDEN_SOURCE :
 						     VERDICT_TRUNCATED;
 	}
-	verdict = judge_tunnel(config, &headers.vxlan);
+	verdict = tunnel_judge(config, &body);
 	if (verdict != UNDECIDED)
 		return verdict;
-	verdict = judge_sender(config, ip.src, headers.ethernet.type,
-			       headers.ip.src, peer);
+	verdict = judge_sender(config, ip.src, tunnel_inner_type(&body),
+			       body.inner_ip.src, peer);
 	if (verdict != UNDECIDED)
 		return verdict;
 	if (ip.fragment & IPV4_FRAGMENT)
@@ -145,11 +128,22 @@ static __always_inline bool is_port_alive(struct flow *flow)
 	return true;
 }
 
+/* What the outer headers say of an inner packet of this length. */
+static __always_inline bool
+lengths_agree(const struct __sk_buff *skb, const struct tunnel_headers *headers,
+	      u16 inner_len)
+{
+	return skb->len == inner_len + TUNNEL_TEMPLATE &&
+	       headers->ip.total_len == be16((u16)(inner_len + TUNNEL_ROOM)) &&
+	       tunnel_length_is_right(&headers->body, inner_len);
+}
+
 /* The sender has been checked. FAST: *flow is set. */
 static __always_inline enum verdict
 judge_flow(struct __sk_buff *skb, const struct config *config,
-	   const struct vxlan_headers *headers, struct flow **flow)
+	   const struct tunnel_headers *headers, struct flow **flow)
 {
+	const struct ipv4 *ip = &headers->body.inner_ip;
 	const void *end = (void *)(long)skb->data_end;
 	struct packet packet = {};
 	struct flow_key key;
@@ -161,11 +155,11 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 		return VERDICT_NOT_HOST;
 	if (skb->vlan_present)
 		return VERDICT_VLAN;
-	if (!same_mac(headers->inner_ethernet.dst, config->vtep_mac))
+	if (!tunnel_is_for_device(config, &headers->body))
 		return VERDICT_OTHER_VTEP;
-	if (!is_own_pod(config, headers->inner_ip.dst))
+	if (!is_own_pod(config, ip->dst))
 		return VERDICT_NOT_POD;
-	verdict = parse_packet(&headers->inner_ip, end, &packet);
+	verdict = parse_packet(ip, end, &packet);
 	if (verdict != UNDECIDED)
 		return verdict;
 	ingress_key(&key, &packet);
@@ -179,12 +173,7 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 	}
 	if (packet.ttl <= 1)
 		return VERDICT_TTL;
-	if (packet.total_len + sizeof(*headers) - sizeof(struct ipv4) !=
-		    skb->len ||
-	    headers->ip.total_len !=
-		    be16((u16)(packet.total_len + TUNNEL_ROOM)) ||
-	    headers->udp.len != be16((u16)(packet.total_len + TUNNEL_ROOM -
-					   sizeof(struct ipv4))))
+	if (!lengths_agree(skb, headers, packet.total_len))
 		return VERDICT_LENGTH;
 	if (!fits(skb, &packet, config->pod_mtu))
 		return VERDICT_TOO_BIG;
@@ -210,31 +199,31 @@ static __always_inline enum verdict
 judge_received(struct __sk_buff *skb, const struct config *config,
 	       const struct peer **peer, struct flow **flow)
 {
-	const struct vxlan_headers *headers;
+	const struct tunnel_headers *headers;
 	enum verdict verdict;
 	const void *end;
 
 	pull_headers(skb);
 	headers = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
-	if ((const void *)(&headers->udp + 1) > end)
+	if ((const void *)&headers->body + TUNNEL_HEAD > end)
 		return judge_unusual(skb, config, peer);
-	if (headers->ip.protocol != IPPROTO_UDP)
+	if (!tunnel_is_protocol(headers->ip.protocol))
 		return VERDICT_UNRELATED;
 	if (headers->ip.version_ihl != IPV4_PLAIN ||
 	    headers->ip.fragment & IPV4_FRAGMENT)
 		return judge_unusual(skb, config, peer);
-	if (headers->udp.dst != config->port)
+	if (!tunnel_is_addressed(config, &headers->body))
 		return VERDICT_UNRELATED;
 	if (headers->ip.dst != config->node ||
 	    (const void *)(headers + 1) > end)
 		return judge_unusual(skb, config, peer);
-	verdict = judge_tunnel(config, &headers->vxlan);
+	verdict = tunnel_judge(config, &headers->body);
 	if (verdict != UNDECIDED)
 		return verdict;
 	verdict = judge_sender(config, headers->ip.src,
-			       headers->inner_ethernet.type,
-			       headers->inner_ip.src, peer);
+			       tunnel_inner_type(&headers->body),
+			       headers->body.inner_ip.src, peer);
 	if (verdict != UNDECIDED)
 		return verdict;
 	return judge_flow(skb, config, headers, flow);

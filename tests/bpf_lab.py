@@ -27,6 +27,7 @@ from kersey_loader.layout import (
     SpoofCheck,
     Verdict,
 )
+from kersey_loader.tunnel import VxlanTunnel
 from packets import mac
 
 NETWORK = IPv4Network("10.244.0.0/16")
@@ -97,12 +98,10 @@ class Lab:
         self.config = DatapathConfig(
             uplink=self.uplink,
             node=IPv4Address(NODE),
-            vtep_mac=mac(VTEP),
             subnet=OWN,
-            vni=1,
-            port=8472,
             mtu=1450,
             pod_mtu=1450,
+            tunnel=VxlanTunnel(vni=1, port=8472, mac=mac(VTEP)),
         )
 
     def reset(self) -> None:
@@ -113,7 +112,12 @@ class Lab:
         self.datapath.configure(self.config)
         self.datapath.replace_peers(
             (
-                PeerEntry(PEER, IPv4Address(PEER_NODE), mac(PEER_VTEP), IPv4Address(PEER_NODE)),
+                PeerEntry(
+                    PEER,
+                    IPv4Address(PEER_NODE),
+                    mac(PEER_VTEP),
+                    nexthop=IPv4Address(PEER_NODE),
+                ),
                 PeerEntry(OTHER, IPv4Address(OTHER_NODE), mac(OTHER_VTEP)),
             )
         )

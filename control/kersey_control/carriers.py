@@ -83,6 +83,9 @@ class Carrier(Protocol):
     def receive(self, room: memoryview) -> Arrival | None:
         """Receive into `room`, None if nothing is there. Raises OSError."""
 
+    def close(self) -> None:
+        """Close the socket; twice without harm."""
+
     def mtu_to(self, node: int) -> int:
         """Return the length in bytes of the longest inner packet for the way to a node.
 

@@ -20,6 +20,7 @@ from kersey_control import __version__
 from kersey_control.agent import Agent, Inbox, Stop
 from kersey_control.backends.base import Backend
 from kersey_control.backends.choice import Host, backend_of
+from kersey_control.backends.pumped import PumpOptions
 from kersey_control.backoff import Backoff
 from kersey_control.errors import InvalidInputError, KerseyError, StoreError, UnavailableError
 from kersey_control.fast_path import FastPath, directory_of, open_fast_path
@@ -102,7 +103,9 @@ def serve(options: Options) -> None:
         if config is not None:
             links = opened.enter_context(Links(instance_of(options.subnet_file)))
             rtnl = opened.enter_context(Rtnl())
-            host = Host(_identity(options), links, rtnl, Underlay(rtnl))
+            datapath = _open_datapath(options, config, status)
+            pump = PumpOptions(has_programs=datapath is not None, check=options.spoof_check)
+            host = Host(_identity(options), links, rtnl, Underlay(rtnl), pump)
             backend = backend_of(config, host)
             opened.callback(backend.close)
             _prepare(
@@ -113,6 +116,7 @@ def serve(options: Options) -> None:
                 inbox=inbox,
                 host=host,
                 backend=backend,
+                datapath=datapath,
             ).run()
     logger.info("kerseyd ends, the kernel goes on forwarding")
 
@@ -156,9 +160,9 @@ def _prepare(
     inbox: Inbox,
     host: Host,
     backend: Backend,
+    datapath: Datapath | None,
 ) -> Agent:
     """Choose the uplink, prepare the device, and return the control loop that keeps them."""
-    datapath = _open_datapath(options, config, status)
     _warn_of_what_is_missing(config)
     uplink = find_uplink(options)
     _log_uplink(uplink)

@@ -208,7 +208,7 @@ class FastPath:
         self._datapath.configure(
             DatapathConfig(
                 uplink=self._uplink.ifindex,
-                node=self._uplink.address,
+                node=self._backend.source or self._uplink.address,
                 subnet=self._subnet,
                 tunnel=self._backend.tunnel,
                 carrier=self._backend.carrier,

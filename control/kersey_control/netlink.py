@@ -68,6 +68,8 @@ class Link:
     up: bool
     alias: str = ""
     master: int = 0
+    local: IPv4Address | None = None
+    """Of an ipip device."""
     vxlan: VxlanInfo | None = None
 
 
@@ -160,6 +162,21 @@ class Links:
                 vxlan_learning=spec.learning,
                 vxlan_udp_csum=0,
                 **({"vxlan_gbp": True} if spec.gbp else {}),
+            )
+
+    def create_ipip(self, name: str, local: IPv4Address) -> None:
+        """Create an ipip device for many peers, down, as flannel does. Raises RequestError.
+
+        EOPNOTSUPP: the kernel has none. TTL and DF of the outer header are the inner packet's.
+        """
+        with _request(f"create ipip device {name}"):
+            self._ipr.link(
+                "add",
+                ifname=name,
+                kind="ipip",
+                ipip_local=str(local),
+                ipip_ttl=0,
+                ipip_pmtudisc=0,
             )
 
     def change_vxlan(self, link: Link, *, local: IPv4Address, learning: bool) -> None:
@@ -349,8 +366,14 @@ def _link(answer: Any) -> Link:
         up=bool(int(answer["flags"]) & _IFF_UP),
         alias=str(answer.get("ifalias") or ""),
         master=int(answer.get("master") or 0),
+        local=_ipip_local(data) if kind == "ipip" and data else None,
         vxlan=_vxlan(data) if kind == "vxlan" and data else None,
     )
+
+
+def _ipip_local(data: Any) -> IPv4Address | None:
+    local = data.get("ipip_local")
+    return IPv4Address(local) if local else None
 
 
 def _vxlan(data: Any) -> VxlanInfo:

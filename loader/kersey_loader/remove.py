@@ -6,16 +6,10 @@ made for. Detached by this, packets take the kernel's own path at once.
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
-from kersey_loader.attach import NAME_PREFIX, PRIORITY, Direction
-from kersey_loader.errors import AttachError, BpfError
+from kersey_loader.attach import FilterHooks
+from kersey_loader.errors import BpfError
 from kersey_loader.tcx import remove_link
-
-_ALL_PROTOCOLS = 0x0003  # ETH_P_ALL
 
 
 def remove_network(directory: Path, *, handle: int) -> int:
@@ -23,24 +17,15 @@ def remove_network(directory: Path, *, handle: int) -> int:
 
     Returns how many pins there were. Raises AttachError, BpfError.
     """
-    detach_everything(handle)
+    with FilterHooks(handle) as hooks:
+        hooks.remove_all(of_every_network=False)
     return remove_pins(directory.parent, directory.name)
 
 
-def detach_everything(handle: int | None = None) -> int:
-    """Remove all our filters, or those with `handle`; return how many. Raises AttachError.
-
-    An empty clsact stays: to remove it would stop the device's queues for a moment.
-    """
-    count = 0
-    with IPRoute() as netlink:
-        for link in netlink.get_links():
-            ifindex = link["index"]
-            try:
-                count += _detach(netlink, ifindex, handle)
-            except NetlinkError as error:
-                raise AttachError(f"cannot detach from device {ifindex}: {error}") from error
-    return count
+def detach_everything() -> int:
+    """Remove all our filters; return how many. Raises AttachError."""
+    with FilterHooks(0) as hooks:
+        return hooks.remove_all(of_every_network=True)
 
 
 def remove_pins(directory: Path, network: str = "*") -> int:
@@ -62,33 +47,3 @@ def remove_pins(directory: Path, network: str = "*") -> int:
     except OSError as error:
         raise BpfError(f"unpin below {directory}", error.errno or 0, str(error)) from error
     return count
-
-
-def _detach(netlink: IPRoute, ifindex: int, handle: int | None) -> int:
-    found = [
-        (direction, message)
-        for direction in Direction
-        for message in netlink.get_filters(index=ifindex, parent=direction)
-    ]
-    ours = [
-        (direction, message)
-        for direction, message in found
-        if _is_ours(message) and handle in {None, message["handle"]}
-    ]
-    for direction, message in ours:
-        netlink.tc(
-            "del-filter",
-            "bpf",
-            ifindex,
-            message["handle"],
-            parent=direction,
-            prio=PRIORITY,
-            protocol=_ALL_PROTOCOLS,
-        )
-    return len(ours)
-
-
-def _is_ours(message: Any) -> bool:
-    options = message.get_attr("TCA_OPTIONS")
-    name = options.get_attr("TCA_BPF_NAME") if options is not None else None
-    return isinstance(name, str) and name.startswith(NAME_PREFIX)

@@ -71,6 +71,11 @@ class Backend(ABC):
         return None
 
     @property
+    def source(self) -> IPv4Address | None:
+        """Return the source address of the outer header, None where there is none."""
+        return None
+
+    @property
     def carrier(self) -> int:
         """Return our device's ifindex if only a user-space pump carries its packets, else 0."""
         return 0

@@ -8,6 +8,7 @@ from kersey_control.backends.base import Backend
 from kersey_control.backends.extension import ExtensionBackend
 from kersey_control.backends.hostgw import HostGwBackend
 from kersey_control.backends.ipip import IpipBackend
+from kersey_control.backends.pumped import PumpOptions
 from kersey_control.backends.udp import UdpBackend
 from kersey_control.backends.vxlan import VxlanBackend
 from kersey_control.netconfig import (
@@ -32,6 +33,7 @@ class Host:
     links: Links
     rtnl: Rtnl
     underlay: Underlay
+    pump: PumpOptions
 
 
 def backend_of(config: NetworkConfig, host: Host) -> Backend:
@@ -56,7 +58,9 @@ def backend_of(config: NetworkConfig, host: Host) -> Backend:
                 underlay=host.underlay,
             )
         case UdpConfig() as settings:
-            return UdpBackend(settings, network=network, links=host.links, rtnl=host.rtnl)
+            return UdpBackend(
+                settings, network=network, links=host.links, rtnl=host.rtnl, pump=host.pump
+            )
         case IpipConfig() as settings:
             return IpipBackend(
                 settings,
@@ -65,6 +69,7 @@ def backend_of(config: NetworkConfig, host: Host) -> Backend:
                 links=host.links,
                 rtnl=host.rtnl,
                 underlay=host.underlay,
+                pump=host.pump,
             )
         case AllocConfig():
             return AllocBackend(network, host.rtnl)

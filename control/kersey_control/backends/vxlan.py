@@ -18,7 +18,12 @@ from kersey_loader.tunnel import VxlanTunnel
 
 from kersey_control.addresses import Mac, Vni, gateway_of, mac_bytes, mac_from_bytes, parse_mac
 from kersey_control.backends.base import Backend, check_lease, refusal, routed_by
-from kersey_control.backends.device import MIN_MTU, ignore_router_advertisements, keep_address
+from kersey_control.backends.device import (
+    MIN_MTU,
+    ignore_router_advertisements,
+    keep_address,
+    outer_source,
+)
 from kersey_control.errors import InvalidInputError, KernelError, PeerRefusedError
 from kersey_control.lease import Lease
 from kersey_control.netconfig import BackendConfig, VxlanConfig
@@ -47,6 +52,7 @@ class _Device:
 
     ifindex: int
     uplink: int
+    source: IPv4Address
     mac: Mac
     mtu: int
 
@@ -92,6 +98,11 @@ class VxlanBackend(Backend):
         )
 
     @property
+    def source(self) -> IPv4Address:
+        """Return the device's local address."""
+        return self._device.source
+
+    @property
     def has_direct_peers(self) -> bool:
         """Return whether DirectRouting is set."""
         return self._config.direct_routing
@@ -125,7 +136,7 @@ class VxlanBackend(Backend):
             found = self._create(spec)
         self._links.mark(found)
         self._bring_up(found, spec)
-        self._device_now = _Device(found.ifindex, uplink.ifindex, spec.mac, spec.mtu)
+        self._device_now = _Device(found.ifindex, uplink.ifindex, spec.local, spec.mac, spec.mtu)
         ignore_router_advertisements(self.device_name)
 
     def assign(self, subnet: IPv4Network) -> None:
@@ -188,22 +199,12 @@ class VxlanBackend(Backend):
             vni=self._config.vni,
             port=self._config.port,
             lower=uplink.ifindex,
-            local=self._local_address(uplink),
+            local=outer_source(self._links, uplink),
             learning=self._config.learning,
             gbp=self._config.gbp,
             mac=self._choose_mac(found, uplink),
             mtu=self._choose_mtu(uplink),
         )
-
-    def _local_address(self, uplink: Uplink) -> IPv4Address:
-        """Return the outer source address: the public one if this host has it, as others know it.
-
-        Behind NAT the host does not have it and the kernel would drop what it is to send from it.
-        """
-        public = uplink.public_ip
-        if public == uplink.address or self._links.has_address(public):
-            return public
-        return uplink.address
 
     def _choose_mac(self, found: Link | None, uplink: Uplink) -> Mac:
         """Return the MAC in use, or a stable one: peers know us by it, so it must not wander."""

@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,30 +96,43 @@ def test_status_without_a_daemon_says_so(shared_network: Cluster) -> None:
     assert "no kerseyd runs here" in done.stderr
 
 
-@contextmanager
-def fast_flow(network: Cluster) -> Iterator[str]:
-    """Have datagrams flow between the two pods, fast; give the remote pod's address."""
-    source, destination = network.pods
-    asked(network.nodes[0], "flush", "flows")  # what earlier tests left is not fast any more
-    with udp_probe(source.namespace, destination.namespace, destination.address, rate=100) as probe:
-        wait_until(
-            lambda: any(flow["fast"] for flow in flows(network.nodes[0], *FLOW)),
-            timeout=10,
-            what="a fast flow",
-        )
-        yield str(destination.address)
-        probe.stop()
-
-
 def flows(node: Node, *filters: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = asked_json(node, "flows", *filters)["shown"]
     return found
 
 
+def is_fast(node: Node) -> bool:
+    return any(flow["fast"] for flow in flows(node, *FLOW))
+
+
+def test_flushed_flows_are_fast_again_without_a_packet_lost(shared_network: Cluster) -> None:
+    one = shared_network.nodes[0]
+    source, destination = shared_network.pods
+    with udp_probe(source.namespace, destination.namespace, destination.address, rate=200) as probe:
+        probe.wait_flowing(50)
+        said = asked(one, "flush", "flows").stdout
+        wait_until(partial(is_fast, one), timeout=10, what="fast again")
+        report = probe.stop()
+    assert said == "every flow is witnessed anew by its next packets\n"
+    assert report.lost == 0
+    asked(one, "flush", "flows")
+    (flow,) = flows(one, *FLOW)
+    assert (flow["fast"], flow["egress_age"]) == (False, None)
+    assert flow["reason"] == "flushed, not seen since"
+
+
+@pytest.fixture(scope="module")
+def remote(shared_network: Cluster) -> Iterator[str]:
+    """Have datagrams flow between the two pods, fast; give the remote pod's address."""
+    source, destination = shared_network.pods
+    with udp_probe(source.namespace, destination.namespace, destination.address, rate=100):
+        wait_until(partial(is_fast, shared_network.nodes[0]), timeout=10, what="a fast flow")
+        yield str(destination.address)
+
+
+@pytest.mark.usefixtures("remote")
 def test_peers_shows_where_each_is_and_what_took_which_path(shared_network: Cluster) -> None:
     one, two = shared_network.nodes
-    with fast_flow(shared_network):
-        pass
     (peer,) = asked_json(one, "peers")["peers"]
     assert (peer["subnet"], peer["node"]) == (subnet_of(two), str(two.address))
     assert (peer["via"], peer["condition"], peer["reason"]) == ("vxlan", "programmed", "")
@@ -155,47 +169,25 @@ def test_a_peer_whose_lease_is_unusable_is_listed_with_its_reason(
     )
 
 
-def test_flows_shows_a_fast_flow_from_both_ends_and_filters_it(shared_network: Cluster) -> None:
+def test_flows_shows_a_fast_flow_from_both_ends_and_filters_it(
+    shared_network: Cluster, remote: str
+) -> None:
     one, two = shared_network.nodes
-    with fast_flow(shared_network) as remote:
-        flow, *others = flows(one, *FLOW)
-        assert not any(other["fast"] for other in others)
-        assert (flow["remote"], flow["remote_port"], flow["protocol"]) == (remote, 7, "udp")
-        assert (flow["fast"], flow["reason"]) == (True, "")
-        assert flow["device"] == one.pods[0].port
-        assert flow["peer"] == str(two.address)
-        assert 0.0 <= flow["egress_age"] <= 5.5
-        assert flows(two, f"--pod={remote}", *FLOW)[0]["pod_port"] == 7
-        assert flows(one, f"--peer={two.address}", *FLOW)
-        assert flows(one, f"--peer={subnet_of(two)}", *FLOW)
-        assert flows(one, "--peer=198.18.0.99", *FLOW) == []
-        assert flows(one, "--protocol=tcp", "--port=7") == []
-        lines = asked(one, "flows", *FLOW).stdout.splitlines()
-        assert lines[0].split()[:4] == ["POD", "REMOTE", "PROTO", "PORT"]
-        assert lines[1].endswith("fast")
-        assert "of --max-flows 65,536" in lines[-1]
-
-
-def test_a_flow_that_rests_is_slow_and_says_why(shared_network: Cluster) -> None:
-    one = shared_network.nodes[0]
-    with fast_flow(shared_network):
-        pass
-    asked(one, "flush", "flows")
-    (flow, *_rest) = flows(one, *FLOW)
-    assert (flow["fast"], flow["egress_age"]) == (False, None)
-    assert flow["reason"] == "flushed, not seen since"
-
-
-def test_flushed_flows_are_fast_again_without_a_packet_lost(shared_network: Cluster) -> None:
-    one = shared_network.nodes[0]
-    source, destination = shared_network.pods
-    with udp_probe(source.namespace, destination.namespace, destination.address, rate=200) as probe:
-        probe.wait_flowing(50)
-        said = asked(one, "flush", "flows").stdout
-        wait_until(lambda: flows(one, *FLOW)[0]["fast"], timeout=10, what="fast again")
-        report = probe.stop()
-    assert said == "every flow is witnessed anew by its next packets\n"
-    assert report.lost == 0
+    flow, *others = flows(one, *FLOW)
+    assert not any(other["fast"] for other in others)
+    assert (flow["remote"], flow["remote_port"], flow["protocol"]) == (remote, 7, "udp")
+    assert (flow["fast"], flow["reason"]) == (True, "")
+    assert flow["device"] == one.pods[0].port
+    assert flow["peer"] == str(two.address)
+    assert 0.0 <= flow["egress_age"] <= 5.5
+    assert flows(two, f"--pod={remote}", *FLOW)[0]["pod_port"] == 7
+    assert flows(one, f"--peer={two.address}", *FLOW)
+    assert flows(one, "--peer=198.18.0.99", *FLOW) == []
+    assert flows(one, "--protocol=tcp", "--port=7") == []
+    lines = asked(one, "flows", f"--peer={subnet_of(two)}", *FLOW).stdout.splitlines()
+    assert lines[0].split()[:4] == ["POD", "REMOTE", "PROTO", "PORT"]
+    assert lines[1].endswith("fast")
+    assert "of --max-flows 65,536" in lines[-1]
 
 
 def test_watch_shows_flows_again_and_again_until_it_is_interrupted(
@@ -217,12 +209,11 @@ def steps(node: Node, *arguments: str, check: bool = True) -> dict[str, dict[str
     return {step["step"]: step for step in asked_json(node, "trace", *arguments, check=check)}
 
 
-def test_trace_follows_a_packet_out_and_in(shared_network: Cluster) -> None:
+def test_trace_follows_a_packet_out_and_in(shared_network: Cluster, remote: str) -> None:
     one, two = shared_network.nodes
     pod = one.pods[0]
-    with fast_flow(shared_network) as remote:
-        out = steps(one, str(pod.address), remote, "--port=7", "--protocol=udp")
-        back = steps(one, remote, str(pod.address))
+    out = steps(one, str(pod.address), remote, "--port=7", "--protocol=udp")
+    back = steps(one, remote, str(pod.address))
     assert pod.port in out["pod"]["says"]
     assert out["route"]["says"].startswith("dev flannel.1 via ")
     assert str(two.address) in out["peer"]["says"]
@@ -334,10 +325,10 @@ def test_who_is_not_root_is_told_so_in_words(
     assert "Traceback" not in done.stderr
 
 
-def test_without_a_daemon_commands_work_from_what_it_left(shared_network: Cluster) -> None:
+def test_without_a_daemon_commands_work_from_what_it_left(
+    shared_network: Cluster, remote: str
+) -> None:
     one, two = shared_network.nodes
-    with fast_flow(shared_network):
-        pass
     one.daemon.stop()
     try:
         status = asked(one, "status", check=False)
@@ -348,11 +339,10 @@ def test_without_a_daemon_commands_work_from_what_it_left(shared_network: Cluste
         (peer,) = asked_json(one, "peers")["peers"]
         assert (peer["node"], peer["condition"]) == (str(two.address), "programmed")
         assert peer["traffic"]["fast_sent"]["packets"] > 0
-        assert flows(one, *FLOW)
-        remote = str(two.pods[0].address)
+        assert is_fast(one)
         assert steps(one, str(one.pods[0].address), remote)["route"]["ok"] is True
         assert asked(one, "flush", "flows").returncode == 0
-        assert not any(flow["fast"] for flow in flows(one, *FLOW))
+        wait_until(partial(is_fast, one), timeout=10, what="fast again by itself")
     finally:
         one.daemon.start("--ip-masq")
         one.daemon.wait_ready()

@@ -74,6 +74,21 @@ def test_forwarding(
 
 
 @pytest.mark.parametrize(
+    ("name", "exists", "up", "severity", "what"),
+    [
+        ("flannel.1", True, True, None, ""),
+        ("", False, False, None, ""),
+        ("flannel.1", True, False, ERROR, "flannel.1 is down"),
+        ("flannel.1", False, False, ERROR, "flannel.1 is missing"),
+    ],
+)
+def test_the_overlay_device_is_there_and_up(
+    name: str, *, exists: bool, up: bool, severity: Severity | None, what: str
+) -> None:
+    expect(system.judge_device(name, exists=exists, up=up), severity, what)
+
+
+@pytest.mark.parametrize(
     ("overall", "value", "severity"),
     [(0, 0, None), (0, 1, WARNING), (1, 0, WARNING), (2, 1, None), (1, 2, None), (0, 2, None)],
 )

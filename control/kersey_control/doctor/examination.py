@@ -50,6 +50,7 @@ def checks(view: NodeView, host: Host, etcd: EtcdOptions, *, probe: bool) -> tup
         Check("daemon", lambda: daemons.check(host, view)),
         Check("store", lambda: store.check(etcd, view)),
         Check("peers", lambda: daemons.check_peers(view)),
+        Check("device", lambda: system.check_device(view)),
         Check("forwarding", lambda: system.check_forwarding(host, view)),
         Check("rp_filter", lambda: system.check_reverse_path(host, view)),
         Check("bridge", lambda: system.check_bridge(host)),

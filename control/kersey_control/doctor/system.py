@@ -23,6 +23,23 @@ def check_rights() -> Iterator[Finding]:
         )
 
 
+def check_device(view: NodeView) -> Iterator[Finding]:
+    """Look whether the overlay device is there and up."""
+    overlay = view.overlay
+    name = overlay.name if overlay else view.told.device if view.told else ""
+    yield from judge_device(name, exists=overlay is not None, up=overlay is not None and overlay.up)
+
+
+def judge_device(name: str, *, exists: bool, up: bool) -> Iterator[Finding]:
+    """Say that the overlay device cannot carry packets; an empty name is a backend without one."""
+    if name and not (exists and up):
+        yield error(
+            f"{name} is {'down' if exists else 'missing'}",
+            "no packet between pods of this node and others gets through",
+            f"ip link set {name} up" if exists else "restart kerseyd, which makes it again",
+        )
+
+
 def check_forwarding(host: Host, view: NodeView) -> Iterator[Finding]:
     """Look whether the kernel forwards at all, and on every device of the overlay."""
     names = overlay_devices(host, view)

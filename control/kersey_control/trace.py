@@ -317,7 +317,9 @@ class _Tracer:
             yield Step("flows", "none between the two has been seen", ok=None)
             return
         fast = [flow for flow in flows if flow.is_fast]
-        why = sorted({flow.verdict.name.lower() for flow in flows if not flow.is_fast})
+        why = sorted(
+            {flow.verdict.name.lower().replace("_", " ") for flow in flows if not flow.is_fast}
+        )
         rest = f"; the others: {', '.join(why)} (kersey flows)" if why else ""
         yield Step("flows", f"{len(fast)} of {len(flows)} fast{rest}", ok=None)
 

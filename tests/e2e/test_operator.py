@@ -185,7 +185,7 @@ def test_flows_shows_a_fast_flow_from_both_ends_and_filters_it(
     assert flows(one, "--peer=198.18.0.99", *FLOW) == []
     assert flows(one, "--protocol=tcp", "--port=7") == []
     lines = asked(one, "flows", f"--peer={subnet_of(two)}", *FLOW).stdout.splitlines()
-    assert lines[0].split()[:4] == ["POD", "REMOTE", "PROTO", "PORT"]
+    assert lines[0].split()[:4] == ["POD", "REMOTE", "PROTO", "DEVICE"]
     assert lines[1].endswith("fast")
     assert "of --max-flows 65,536" in lines[-1]
 

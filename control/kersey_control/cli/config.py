@@ -23,6 +23,7 @@ _BACKEND = (
     *("PreStartupCommand", "PostStartupCommand", "SubnetAddCommand", "SubnetRemoveCommand"),
     *("ShutdownCommand", "PSK", "PersistentKeepaliveInterval", "Mode", "ListenPort"),
 )
+_WORDS = {True: "yes", False: "no"}
 _RESERVED = 3
 """Of a subnet's addresses: base, bridge, broadcast."""
 
@@ -41,7 +42,7 @@ def run(flags: JsonFlag, path: str) -> int:
         print_json({"config": values, "ignored": ignored})
         return 0
     for name, value in values.items():
-        print(f"{name:14} {value}")
+        print(f"{name:14} {_WORDS.get(value, value) if isinstance(value, bool) else value}")
     for name in ignored:
         print(f"kersey: {path}: {name}: no such field, it is ignored", file=sys.stderr)
     return 0

@@ -34,7 +34,7 @@ WHY_NOT: Mapping[Verdict, str] = {
 """What keeps a flow off the fast path, for the verdicts that can be known without a packet."""
 
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
-_HEADER = ("POD", "REMOTE", "PROTO", "PORT", "PEER", "OUT", "IN", "STATE")
+_HEADER = ("POD", "REMOTE", "PROTO", "DEVICE", "PEER", "OUT", "IN", "STATE")
 _CLEAR = "\x1b[H\x1b[2J"
 _PERCENT = 100
 

@@ -25,11 +25,11 @@ def transfer(
     Raises OSError where there is no connection, or none for 20 seconds.
     """
     data = os.urandom(size)
-    server = destination.call(lambda: _listen(port))
-    with server, ThreadPoolExecutor(1) as pool:
-        arriving = pool.submit(_digest_of_one, server)
+    with destination.call(lambda: _listen(port)) as server:
+        # The kernel answers for the server until it accepts.
         client = source.call(lambda: socket.create_connection((str(address), port), _TIMEOUT))
-        with client:
+        with client, ThreadPoolExecutor(1) as pool:
+            arriving = pool.submit(_digest_of_one, server)
             client.sendall(data)
             client.shutdown(socket.SHUT_WR)
             return arriving.result() == hashlib.sha256(data).digest()

@@ -16,6 +16,7 @@ from testbed.node import Node, Pod, PodSubnet
 from testbed.probe import Probe, ProbeReport, icmp_probe, udp_probe
 from testbed.process import Process
 from testbed.reach import Reach, ordered_pairs, ping, reachability
+from testbed.told import fast_packets, told_by, wait_acquainted
 from testbed.transfer import transfer
 from testbed.vtep import Vtep, make_vtep
 from testbed.waiting import wait_until
@@ -45,13 +46,16 @@ __all__ = [
     "WirePacket",
     "WireTally",
     "WireWatch",
+    "fast_packets",
     "icmp_probe",
     "make_vtep",
     "ordered_pairs",
     "ping",
     "reachability",
     "tally",
+    "told_by",
     "transfer",
     "udp_probe",
+    "wait_acquainted",
     "wait_until",
 ]

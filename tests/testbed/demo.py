@@ -11,9 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from typing import Any
 
 from testbed.backend import Backend
 from testbed.cli import look_around, refuse_second
@@ -25,12 +23,11 @@ from testbed.probe import udp_probe
 from testbed.reach import Reach, ordered_pairs, reachability
 from testbed.record import STATE_DIR, leave_running
 from testbed.signals import exit_on_signals, undisturbed_afterwards
-from testbed.waiting import wait_until
+from testbed.told import fast_packets, slow_packets, wait_acquainted
 from testbed.wire import Form
 from testbed.wire_watch import WireTally, WireWatch, tally
 
 _ANSWER_WITHIN = 15  # seconds for a pair's first answer
-_ACQUAINTED_WITHIN = 30.0
 _LOG_LINES = 15
 _DATAGRAMS = 500
 
@@ -147,47 +144,12 @@ def exchange_datagrams(cluster: Cluster) -> None:
             probe.wait_flowing(_DATAGRAMS // 2)
 
 
-def told_by(node: Node, cluster: Cluster) -> dict[str, Any]:
-    """Return what the node's daemon says of itself."""
-    state = f"--state-dir={node.state_dir}"
-    told: dict[str, Any] = json.loads(
-        node.namespace.run(cluster.kersey, "status", "--json", state).stdout
-    )
-    return told
-
-
-def wait_acquainted(cluster: Cluster) -> None:
-    """Return once every daemon has a way to every other node.
-
-    Before, a packet to a pod of an unknown node goes where the default route leads, in plain.
-    """
-    others = len(cluster.nodes) - 1
-    for node in cluster.nodes:
-        node.daemon.wait_ready()
-        wait_until(
-            partial(knows, node, cluster, others=others),
-            timeout=_ACQUAINTED_WITHIN,
-            what=f"{node.name} has a way to {others} other nodes",
-        )
-
-
-def knows(node: Node, cluster: Cluster, *, others: int) -> bool:
-    """Return whether the node's daemon has programmed that many peers."""
-    return int(told_by(node, cluster)["peers"]["programmed"]) >= others
-
-
 def observed_traffic(cluster: Cluster) -> Traffic:
     """Return the sum of what all nodes counted."""
-    fast = slow = 0
-    for node in cluster.nodes:
-        verdicts = (told_by(node, cluster)["fast_path"] or {}).get("verdicts", {})
-        for program in ("from_pod", "from_uplink"):
-            fast += verdicts.get(program, {}).get("fast", 0)
-        for program in ("to_overlay", "to_uplink"):  # through a tunnel's device, or directly
-            slow += sum(verdicts.get(program, {}).values())
-        received = verdicts.get("from_uplink", {})
-        slow += sum(received.values()) - received.get("fast", 0)
-    return Traffic(fast, slow)
+    return Traffic(
+        fast=sum(fast_packets(node, cluster) or 0 for node in cluster.nodes),
+        slow=sum(slow_packets(node, cluster) for node in cluster.nodes),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

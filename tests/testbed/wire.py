@@ -5,8 +5,8 @@ four forms below is no pod packet. What claims to be in one, and is not whole, i
 """
 
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 
@@ -120,21 +120,24 @@ class WireFormat:
     udp_port: int = 8285
 
     def packets(self, frames: Iterable[Frame]) -> list[WirePacket]:
-        """Return the pod packets among `frames`, in their order. Raises WireError."""
-        found = (self.packet(frame) for frame in frames)
-        return [packet for packet in found if packet is not None]
+        """Return the pod packets in `frames`, in their order. Raises WireError.
 
-    def packet(self, frame: Frame) -> WirePacket | None:
-        """Return the pod packet in `frame`, None if there is none. Raises WireError."""
+        A frame of the udp form holds several where the device is to make datagrams of them
+        (UDP_SEGMENT): they are read as it will make them, with lengths of their own.
+        """
+        return [packet for frame in frames for packet in self._read(frame)]
+
+    def _read(self, frame: Frame) -> Iterator[WirePacket]:
         ethernet, behind = _read_ethernet(frame.raw)
         if ethernet.kind != _ETHERTYPE_IPV4:
-            return None
+            return
         outer = _read_ipv4(behind)
         form = self._form(outer)
         if form is None:
-            return None
-        udp, vxlan, inner = _read_tunnel(form, outer)
-        return WirePacket(frame.at, frame.outgoing, form, ethernet, outer, udp, vxlan, inner)
+            return
+        for datagram in _segments(outer) if form is Form.UDP else (outer,):
+            udp, vxlan, inner = _read_tunnel(form, datagram)
+            yield WirePacket(frame.at, frame.outgoing, form, ethernet, datagram, udp, vxlan, inner)
 
     def _form(self, outer: Ipv4) -> Form | None:
         # First the addresses: a pod may itself speak a tunnel's protocol.
@@ -146,6 +149,23 @@ class WireFormat:
             return None
         port = _read_udp(outer.payload)[0].destination
         return {self.vxlan_port: Form.VXLAN, self.udp_port: Form.UDP}.get(port)
+
+
+def _segments(outer: Ipv4) -> Iterator[Ipv4]:
+    """Yield the datagrams that a device makes of a super-packet: each of its first packet's size.
+
+    Anything else yields itself.
+    """
+    udp, behind = _read_udp(outer.payload)
+    size = _read_ipv4(behind).total_length
+    if outer.is_fragment or size == len(behind):
+        yield outer
+        return
+    for start in range(0, len(behind), size):
+        part = behind[start : start + size]
+        header = _UDP.pack(udp.source, udp.destination, _UDP.size + len(part), udp.checksum)
+        length = outer.total_length - len(behind) + len(part)
+        yield replace(outer, total_length=length, present=length, payload=header + part)
 
 
 def _read_tunnel(form: Form, outer: Ipv4) -> tuple[Udp | None, Vxlan | None, Ipv4]:

@@ -67,6 +67,10 @@ class WireWatch:
     def __exit__(self, *_exc: object) -> None:
         self._stack.close()
 
+    def so_far(self, node: Node) -> list[WirePacket]:
+        """Return the pod packets that left one node until now. Raises WireError."""
+        return _sent(self._captures[node])
+
     def stop(self) -> dict[Node, list[WirePacket]]:
         """Stop; return the pod packets that left each node. Raises WireError for a damaged one."""
         self._stack.close()
@@ -74,7 +78,6 @@ class WireWatch:
 
 
 def _sent(capture: Capture) -> list[WirePacket]:
-    # Stopped already, it only tells what it has.
     return WireFormat().packets(frame for frame in capture.frames if frame.outgoing)
 
 

@@ -32,8 +32,7 @@ def in_vxlan(inner: bytes = INNER, *, kind: int = 0x0800, vni: int = 1) -> bytes
 
 
 def read(packet: bytes) -> WirePacket:
-    found = WireFormat().packet(frame(packet))
-    assert found is not None
+    (found,) = WireFormat().packets([frame(packet)])
     return found
 
 
@@ -64,6 +63,22 @@ def test_udp_holds_the_inner_packet_without_a_header_between() -> None:
     assert packet.vxlan is None
     assert packet.outer.dont_fragment
     assert packet.inner == read(outer(in_vxlan())).inner
+
+
+def test_a_super_packet_of_udp_is_read_as_the_datagrams_that_it_becomes() -> None:
+    last = packets.ipv4(b"end", src=POD1, dst=POD2, ttl=62)
+    joined = packets.udp(INNER + INNER + last, src=8285, dst=8285)
+    found = WireFormat().packets([frame(outer(joined, fragment=packets.DONT_FRAGMENT))])
+    alone = read(outer(packets.udp(INNER, src=8285, dst=8285), fragment=packets.DONT_FRAGMENT))
+    assert [packet.inner for packet in found[:2]] == [alone.inner] * 2
+    assert [packet.udp for packet in found[:2]] == [alone.udp] * 2
+    assert [packet.outer.total_length for packet in found] == [66, 66, 20 + 8 + len(last)]
+    assert found[2].inner.payload == b"end"
+
+
+def test_a_datagram_with_something_behind_its_packet_is_an_error() -> None:
+    with pytest.raises(WireError, match="IPv4 header"):
+        WireFormat().packets([frame(outer(packets.udp(INNER + b"more", src=8285, dst=8285)))])
 
 
 def test_ipip_holds_the_inner_packet_at_once() -> None:
@@ -99,7 +114,7 @@ def test_a_pod_that_speaks_the_tunnels_protocol_sends_a_plain_packet() -> None:
     ids=["another port", "TCP", "later fragment"],
 )
 def test_what_is_in_none_of_the_forms_is_no_pod_packet(packet: bytes) -> None:
-    assert WireFormat().packet(frame(packet)) is None
+    assert WireFormat().packets([frame(packet)]) == []
 
 
 def test_another_ethertype_is_no_pod_packet() -> None:
@@ -122,7 +137,7 @@ def test_another_ethertype_is_no_pod_packet() -> None:
 )
 def test_a_damaged_tunnel_packet_is_an_error_with_its_reason(packet: bytes, message: str) -> None:
     with pytest.raises(WireError, match=message):
-        WireFormat().packet(frame(packet))
+        WireFormat().packets([frame(packet)])
 
 
 def test_a_wrong_header_checksum_is_seen() -> None:
@@ -140,10 +155,9 @@ def test_fragment_fields_are_in_bytes() -> None:
 def test_other_ports_are_told_to_the_reader() -> None:
     moved = WireFormat(vxlan_port=4789)
     datagram = struct.pack("!HH", 1, 4789) + in_vxlan()[4:]
-    packet = moved.packet(frame(outer(datagram)))
-    assert packet is not None
+    (packet,) = moved.packets([frame(outer(datagram))])
     assert packet.form is Form.VXLAN
-    assert moved.packet(frame(outer(in_vxlan()))) is None
+    assert moved.packets([frame(outer(in_vxlan()))]) == []
 
 
 @pytest.mark.parametrize(

@@ -466,3 +466,16 @@ def test_record_never_ends_a_process_that_took_over_a_pid(
     assert cluster.nodes[0].daemon.is_running
     process.end()
     assert not cluster.nodes[0].daemon.is_running
+
+
+def test_a_capture_under_steady_traffic_has_all_that_passed_before_its_end(mesh: Cluster) -> None:
+    near, far = mesh.nodes[0].pods[0], mesh.nodes[1].pods[0]
+    with Capture(near.namespace, "eth0") as capture:
+        probe = udp_probe(near.namespace, far.namespace, far.address, rate=5000)
+        with probe:
+            probe.wait_flowing(500)
+            returned = probe.returned
+            frames = capture.stop()
+    echoes = [frame for frame in frames if not frame.outgoing and len(frame.raw) == 14 + 28 + 64]
+    assert len(echoes) >= returned
+    assert capture.stop() == frames

@@ -5,14 +5,13 @@ share no code with what sends them. A packet that is right has no complaints.
 """
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from overlay_view import ip_json
 from testbed import Backend, Cluster, Form, Node, Pod, WireFormat, WirePacket
-from testbed.addresses import Link
 from testbed.capture import Frame
 
 SENT_TTL = 64
@@ -41,33 +40,32 @@ class Fact(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """A node as its packets name it. `overlay_mac` is None without a VXLAN device."""
+class Place:
+    """A node as its packets name it. `overlay_mac` is None without a VXLAN device.
 
-    node: Node
+    `router_mac` is that of the router on its link.
+    """
+
+    name: str
+    link: int
+    address: IPv4Address
     subnet: IPv4Network
     mac: str
     overlay_mac: str | None
+    router_mac: str
 
 
+@dataclass(frozen=True, slots=True)
 class WireView:
     """The right form of every packet between the nodes of one network, as they stand now.
 
-    `routed` are the pairs of sending and receiving node whose packets go through the router
-    although they share a link.
+    `routed` are the pairs of sending and receiving node, by name, whose packets go through the
+    router although they share a link.
     """
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        backend: Backend,
-        *,
-        routed: Collection[tuple[Node, Node]] = (),
-    ) -> None:
-        self._backend = backend
-        self._routed = routed
-        self._routers = router_macs(cluster)
-        self._places = [_place(node) for node in cluster.nodes]
+    places: Sequence[Place]
+    backend: Backend
+    routed: Collection[tuple[str, str]] = ()
 
     def complaints(self, packet: WirePacket) -> list[str]:
         """Return what is wrong with a pod's packet as it leaves a node, nothing if it is right."""
@@ -81,12 +79,12 @@ class WireView:
             if got != expected
         ]
 
-    def _of(self, packet: WirePacket, end: str) -> _Place | None:
+    def _of(self, packet: WirePacket, end: str) -> Place | None:
         address = getattr(packet.inner, end)
-        return next((place for place in self._places if address in place.subnet), None)
+        return next((place for place in self.places if address in place.subnet), None)
 
-    def _facts(self, packet: WirePacket, source: _Place, destination: _Place) -> Iterator[Fact]:
-        form = self._backend.form(same_link=self._is_direct(source.node, destination.node))
+    def _facts(self, packet: WirePacket, source: Place, destination: Place) -> Iterator[Fact]:
+        form = self.backend.form(same_link=self._is_direct(source, destination))
         yield Fact("form", packet.form, form)
         if packet.form is not form:
             return
@@ -94,8 +92,8 @@ class WireView:
         yield Fact("inner TTL", packet.inner.ttl, SENT_TTL - HOPS_ON_THE_WIRE[form])
         yield Fact("inner size", packet.inner.present, packet.inner.total_length)
         if form is not Form.PLAIN:
-            yield Fact("outer source", packet.outer.source, source.node.address)
-            yield Fact("outer destination", packet.outer.destination, destination.node.address)
+            yield Fact("outer source", packet.outer.source, source.address)
+            yield Fact("outer destination", packet.outer.destination, destination.address)
             yield Fact("outer DSCP", packet.outer.tos & ~_ECN, 0)
         if form is Form.VXLAN:
             yield from _vxlan_facts(packet, source, destination)
@@ -104,27 +102,26 @@ class WireView:
         elif form is Form.IPIP:
             yield from _ipip_facts(packet)
 
-    def _next_mac(self, source: _Place, destination: _Place) -> str:
-        if self._is_direct(source.node, destination.node):
-            return destination.mac
-        return self._routers[source.node.link]
+    def _next_mac(self, source: Place, destination: Place) -> str:
+        return destination.mac if self._is_direct(source, destination) else source.router_mac
 
-    def _is_direct(self, source: Node, destination: Node) -> bool:
-        return source.link == destination.link and (source, destination) not in self._routed
+    def _is_direct(self, source: Place, destination: Place) -> bool:
+        is_routed = (source.name, destination.name) in self.routed
+        return source.link == destination.link and not is_routed
 
 
 def _name(packet: WirePacket) -> str:
     return f"{packet.form} {packet.inner.source} > {packet.inner.destination}"
 
 
-def _frame_facts(packet: WirePacket, source: _Place, next_mac: str) -> Iterator[Fact]:
+def _frame_facts(packet: WirePacket, source: Place, next_mac: str) -> Iterator[Fact]:
     yield Fact("frame destination", packet.frame.destination, next_mac)
     yield Fact("frame source", packet.frame.source, source.mac)
     yield Fact("outer header checksum right", packet.outer.intact, True)
     yield Fact("inner header checksum right", packet.inner.intact, True)
 
 
-def _vxlan_facts(packet: WirePacket, source: _Place, destination: _Place) -> Iterator[Fact]:
+def _vxlan_facts(packet: WirePacket, source: Place, destination: Place) -> Iterator[Fact]:
     assert packet.udp is not None
     assert packet.vxlan is not None
     yield from _datagram_facts(packet, headers=_VXLAN + _ETHERNET)
@@ -173,20 +170,22 @@ def delivered_ttls(pod: Pod, frames: list[Frame]) -> set[int]:
     }
 
 
-def router_macs(cluster: Cluster) -> dict[Link, str]:
-    """Return the MAC that the switch has on each link, as the router there."""
-    shown = json.loads(cluster.switch.run("ip", "-json", "link").stdout)
-    macs = {link["ifname"]: link["address"] for link in shown}
-    return {node.link: macs[node.link.bridge] for node in cluster.nodes}
+def wire_view(
+    cluster: Cluster, backend: Backend, *, routed: Collection[tuple[str, str]] = ()
+) -> WireView:
+    """Return the view of a running cluster; MACs are as they are now."""
+    return WireView([_place(node, cluster) for node in cluster.nodes], backend, routed)
 
 
-def mac_of(node: Node, device: str) -> str | None:
-    """Return the MAC of a node's device as `ip` shows it, None where there is no such device."""
-    found = (link["address"] for link in ip_json(node, "link") if link["ifname"] == device)
-    return next(found, None)
-
-
-def _place(node: Node) -> _Place:
-    mac = mac_of(node, "eth0")
-    assert mac is not None
-    return _Place(node, node.pod_subnet().gateway.network, mac, mac_of(node, "flannel.1"))
+def _place(node: Node, cluster: Cluster) -> Place:
+    macs = {link["ifname"]: link["address"] for link in ip_json(node, "link")}
+    switch = json.loads(cluster.switch.run("ip", "-json", "link").stdout)
+    return Place(
+        name=node.name,
+        link=node.link.number,
+        address=node.address,
+        subnet=node.pod_subnet().gateway.network,
+        mac=macs["eth0"],
+        overlay_mac=macs.get("flannel.1"),
+        router_mac=next(link["address"] for link in switch if link["ifname"] == node.link.bridge),
+    )

@@ -1,19 +1,18 @@
 """Every backend carries every kind of packet, in its own form, with and without the fast path.
 
-BACKENDS_READY and DIRECT_ROUTING_READY say what there is to be tested.
+backend_cases.py says what there is to be tested.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
 import pytest
+from backend_cases import CASES, ROUTED_CASES, Case
 from overlay_view import ip_json
 from testbed import (
-    Backend,
     Capture,
     Cluster,
     Node,
@@ -31,44 +30,11 @@ from testbed import (
     wait_until,
 )
 from testbed.cluster import SUBNETS_PREFIX
-from wire_view import HOPS_DELIVERED, SENT_TTL, WireView, delivered_ttls
-
-BACKENDS_READY = ("vxlan",)
-DIRECT_ROUTING_READY: tuple[str, ...] = ()
-DATAPATHS = ("bpf", "netlink")
-ROUTE_CHANGES_FOLLOWED = ("netlink",)
-"""The fast path sends to a node on the uplink's own subnet straight, whatever the routes say."""
+from wire_view import HOPS_DELIVERED, SENT_TTL, WireView, delivered_ttls, wire_view
 
 _TRANSFER = 2 << 20  # bytes
 _DATAGRAMS = 60
 _numbers = count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A backend with one of the datapaths."""
-
-    backend: Backend
-    datapath: str
-
-    def __str__(self) -> str:
-        direct = "-direct" if self.backend.direct_routing else ""
-        return f"{self.backend.type}{direct}-{self.datapath}"
-
-    @property
-    def links(self) -> int:
-        """Two wherever packets can cross a router: then some pairs share a link and some do not."""
-        return 1 if self.backend.type == "host-gw" else 2
-
-
-_BACKENDS = [
-    *(Backend(name) for name in BACKENDS_READY),
-    *(Backend(name, direct_routing=True) for name in DIRECT_ROUTING_READY),
-]
-_ALL = [Case(backend, datapath) for backend in _BACKENDS for datapath in DATAPATHS]
-ROUTED_CASES = [case for case in _ALL if case.links > 1 and case.datapath in ROUTE_CHANGES_FOLLOWED]
-# The same ones first: pytest takes tests together by a parameter's place in its list.
-CASES = [*ROUTED_CASES, *(case for case in _ALL if case not in ROUTED_CASES)]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
@@ -137,7 +103,7 @@ def pod_captures(pods: list[Pod]) -> Iterator[dict[Pod, Capture]]:
 
 def test_every_packet_on_the_wire_is_right_in_every_field(case: Case, network: Cluster) -> None:
     one, two, three = network.pods
-    view = WireView(network, case.backend)
+    view = wire_view(network, case.backend)
     before = fast_by_node(network)
     with WireWatch(network.nodes) as watch:
         for source, destination in ((one, two), (three, one)):
@@ -215,15 +181,17 @@ def refused_by(node: Node, network: Cluster) -> dict[str, str]:
 @pytest.mark.parametrize("case", ROUTED_CASES, indirect=True, ids=str)
 def test_a_route_through_the_router_is_followed_without_loss(case: Case, network: Cluster) -> None:
     one, _, three = network.nodes
-    on_link = WireView(network, case.backend)
-    routed = WireView(network, case.backend, routed={(one, three)})
+    on_link = wire_view(network, case.backend)
+    routed = wire_view(network, case.backend, routed={(one.name, three.name)})
     near, far = one.pods[0], three.pods[0]
     with udp_probe(near.namespace, far.namespace, far.address, rate=500) as probe:
         probe.wait_flowing(100)
         one.reach_through_router(three)
         wait_until(partial(agrees, one, routed), timeout=5, what="the way through the router")
+        probe.wait_flowing(100)
         one.reach_as_before(three)
         wait_until(partial(agrees, one, on_link), timeout=5, what="the way on the link")
+        probe.wait_flowing(100)
     report = probe.stop()
     assert report.lost == 0, report
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import pytest
-from backend_cases import BACKENDS, SWITCHES_READY, VARIANTS_READY
+from backend_cases import BACKENDS, DATAPATHS, VARIANTS
 from overlay_view import NodeState, difference, node_state
 from testbed import (
     Backend,
@@ -42,13 +42,13 @@ class Station:
 
 STATIONS = [
     *(Station(backend) for backend in BACKENDS),
-    *(Station(Backend("vxlan"), more) for more in VARIANTS_READY),
+    *(Station(Backend("vxlan"), more) for more in VARIANTS),
 ]
 WAYS = list(zip(STATIONS, [*STATIONS[1:], STATIONS[0]], strict=True))
 """A round trip: every station is left once and come to once."""
 
 
-@pytest.fixture(scope="module", params=SWITCHES_READY)
+@pytest.fixture(scope="module", params=DATAPATHS)
 def network(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Give the tests two nodes with a pod each, on one link."""
     with Cluster(prefix=f"ks{next(_numbers)}-") as cluster:

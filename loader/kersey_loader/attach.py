@@ -26,7 +26,7 @@ _REQUEST, _ACK, _DUMP, _EXCL, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
 _ERROR, _DONE = 2, 3
 _CLSACT, _CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
 _KIND, _OPTIONS = 1, 2
-_BPF_FD, _BPF_NAME, _BPF_FLAGS = 6, 7, 8
+_BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_ID = 6, 7, 8, 11
 _DIRECT_ACTION = 1
 _ALL_PROTOCOLS = 0x0300  # ETH_P_ALL in network byte order
 _INFO = PRIORITY << 16 | _ALL_PROTOCOLS
@@ -73,6 +73,10 @@ class Hooks(Protocol):
 
     def all_attached(self) -> tuple[Attachment, ...]:
         """Return what is ours on every device."""
+        ...
+
+    def retire(self, current: frozenset[int]) -> None:
+        """Take off what of ours runs other programs than those of the ids. Raises AttachError."""
         ...
 
     def close(self) -> None:
@@ -137,17 +141,29 @@ class FilterHooks:
 
     def attached(self, ifindex: int) -> tuple[Attachment, ...]:
         """Return our filters on a device; none if the device is gone."""
-        return tuple(
-            found for direction in Direction for found in self._attached(ifindex, direction)
-        )
+        return tuple(found for found, _ in self._on_device(ifindex))
 
     def all_attached(self) -> tuple[Attachment, ...]:
         """Return our filters on every device of the socket's network namespace."""
+        return tuple(found for found, _ in self._on_all_devices())
+
+    def retire(self, current: frozenset[int]) -> None:
+        """Take off our filters with other programs than those of the ids. Raises AttachError."""
+        for found, program in self._on_all_devices():
+            if program not in current:
+                self.detach(found.ifindex, found.direction)
+
+    def _on_all_devices(self) -> tuple[tuple[Attachment, int], ...]:
         links = self._dump(_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
         indexes = [_IFINFO.unpack_from(link)[2] for link in links]
-        return tuple(found for index in indexes for found in self.attached(index))
+        return tuple(found for index in indexes for found in self._on_device(index))
 
-    def _attached(self, ifindex: int, direction: Direction) -> Iterator[Attachment]:
+    def _on_device(self, ifindex: int) -> Iterator[tuple[Attachment, int]]:
+        for direction in Direction:
+            yield from self._attached(ifindex, direction)
+
+    def _attached(self, ifindex: int, direction: Direction) -> Iterator[tuple[Attachment, int]]:
+        """Yield our filters on a hook, each with the id of its program."""
         try:
             filters = self._dump(_GETTFILTER, _TCMSG.pack(0, ifindex, 0, direction, 0))
         except OSError as error:
@@ -157,9 +173,11 @@ class FilterHooks:
         for message in filters:
             _, _, handle, _, info = _TCMSG.unpack_from(message)
             options = dict(_attributes(message[_TCMSG.size :])).get(_OPTIONS, b"")
-            name = dict(_attributes(options)).get(_BPF_NAME, b"").rstrip(b"\0").decode()
+            facts = dict(_attributes(options))
+            name = facts.get(_BPF_NAME, b"").rstrip(b"\0").decode()
             if (handle, info >> 16) == (self._handle, PRIORITY) and name.startswith(NAME_PREFIX):
-                yield Attachment(ifindex, direction, name.removeprefix(NAME_PREFIX))
+                found = Attachment(ifindex, direction, name.removeprefix(NAME_PREFIX))
+                yield found, int.from_bytes(facts.get(_BPF_ID, b""), "little")
 
     def _ask(self, kind: int, flags: int, body: bytes) -> None:
         """Send one request and wait for its acknowledgement. Raises OSError with the errno."""

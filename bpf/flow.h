@@ -12,10 +12,6 @@
 #pragma once
 #include "lib/parse.h"
 
-/* bcc 0.26 declares it with three parameters (kernel 5.10: four). */
-static long (*redirect_neigh)(u32 ifindex, struct bpf_redir_neigh *params,
-			      int length, u64 flags) = (void *)152;
-
 #define STAMP_BITS 48
 #define STAMP_JIFFIES ((1ULL << STAMP_BITS) - 1)
 

@@ -16,11 +16,14 @@
 #endif
 
 #define ETHERTYPE_IPV4 be16(0x0800)
+#define ETHERTYPE_IPV6 be16(0x86dd)
+#define IPPROTO_IPIP 4
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 
 /* Version 4, header of five words: no options. */
 #define IPV4_PLAIN 0x45
+#define IPV4_DONT_FRAGMENT be16(0x4000)
 #define IPV4_FRAGMENT be16(0x3fff) /* more-fragments flag or an offset */
 #define IPV4_OFFSET be16(0x1fff)
 #define ECN_MASK 3

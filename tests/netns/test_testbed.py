@@ -471,15 +471,15 @@ def test_record_never_ends_a_process_that_took_over_a_pid(
 
 def test_a_capture_under_steady_traffic_has_all_that_passed_before_its_end(mesh: Cluster) -> None:
     near, far = mesh.nodes[0].pods[0], mesh.nodes[1].pods[0]
-    flood = near.namespace.command("ping", "-f", "-q", "-c", "3000", str(far.address))
+    flood = near.namespace.command("ping", "-f", "-q", "-c", "1000", str(far.address))
     with (
         udp_probe(near.namespace, far.namespace, far.address),
         Capture(near.namespace, "eth0") as capture,
         subprocess.Popen(flood, stdout=subprocess.DEVNULL) as pings,
     ):
         while pings.poll() is None:
-            sum(range(20_000_000))  # no other thread runs meanwhile: frames wait to be read
+            sum(range(5_000_000))  # no other thread runs meanwhile: frames wait to be read
         frames = capture.stop()
     echoes = [frame for frame in frames if len(frame.raw) == 14 + 20 + 8 + 56]
-    assert len(echoes) >= 6000
+    assert len(echoes) >= 2000
     assert capture.stop() == frames

@@ -3,29 +3,30 @@
  * Both sides of a pod port, the host end of a pod's veth.
  *
  * from_pod: TC ingress, every packet that a pod sends. Carries a packet of an
- * admitted flow to the peer's node; notes any other and leaves it to the stack.
+ * admitted flow to the peer's node, in the tunnel or, if that is direct, as it
+ * is; notes any other and leaves it to the stack.
  * to_pod: TC egress, every packet that the stack delivers to a pod. Never
  * changes or drops one.
  */
 #include "flow.h"
-#include "lib/local.h"
-#include "lib/vxlan.h"
+#include "lib/routes.h"
+#include "lib/rewrite.h"
 
 /* The first fragment alone holds the ports; without it nothing arrives. */
 static __always_inline bool speaks_tunnel(struct __sk_buff *skb,
 					  const struct config *config,
 					  const struct ipv4 *ip)
 {
+	u32 offset = sizeof(struct ethernet) + (ip->version_ihl & 0xf) * 4;
 	__be32 src = ip->src, dst = ip->dst;
-	struct ports ports;
-	u32 header = (ip->version_ihl & 0xf) * 4;
+	struct tunnel_body body;
 
-	if (ip->protocol != IPPROTO_UDP || ip->fragment & IPV4_OFFSET)
+	if (!tunnel_is_protocol(ip->protocol) || ip->fragment & IPV4_OFFSET)
 		return false;
-	if (bpf_skb_load_bytes(skb, sizeof(struct ethernet) + header, &ports,
-			       sizeof(ports)))
+	if (TUNNEL_HEAD &&
+	    bpf_skb_load_bytes(skb, offset, &body, TUNNEL_HEAD))
 		return false;
-	if (ports.dst != config->port)
+	if (!tunnel_is_addressed(config, &body))
 		return false;
 	return dst == config->node || nodes.lookup(&dst) ||
 	       is_local(skb, src, dst);
@@ -85,10 +86,10 @@ static __always_inline enum verdict judge_sent(struct __sk_buff *skb,
 			return verdict;
 		}
 	}
-	if (packet.ttl <= 1)
+	if (packet.ttl <= ((*peer)->direct ? 1 : TUNNEL_HOPS))
 		return VERDICT_TTL;
 	if (packet.total_len + sizeof(*ethernet) != skb->len ||
-	    packet.total_len + TUNNEL_ROOM > 0xffff)
+	    packet.total_len + ((*peer)->direct ? 0 : TUNNEL_ROOM) > 0xffff)
 		return VERDICT_LENGTH;
 	if (!fits(skb, &packet, config->mtu))
 		return VERDICT_TOO_BIG;
@@ -124,6 +125,18 @@ static __always_inline u16 next_id(const struct traffic *traffic)
 	return traffic ? traffic->fast_sent_packets + spread : spread;
 }
 
+/* One hop on, with the headers that lead to the peer. False: refused. */
+static __always_inline bool rewrite(struct __sk_buff *skb,
+				    const struct config *config,
+				    const struct peer *peer, struct flow *flow,
+				    u16 id)
+{
+	if (peer->direct)
+		return plain_push(skb);
+	return tunnel_push(skb, peer, tunnel_source_port(skb, config, flow),
+			   id);
+}
+
 int from_pod(struct __sk_buff *skb)
 {
 	const struct config *config = configuration();
@@ -132,7 +145,7 @@ int from_pod(struct __sk_buff *skb)
 	struct flow *flow = NULL;
 	struct traffic *traffic;
 	enum verdict verdict;
-	u32 segments;
+	u32 segments, length;
 
 	verdict = config ? judge_sent(skb, config, &peer, &flow) :
 			   VERDICT_UNCONFIGURED;
@@ -144,20 +157,17 @@ int from_pod(struct __sk_buff *skb)
 			       TO_STACK;
 	}
 
-	/* Kept: a datagram of an unconnected socket is hashed in 200 ns. */
-	if (!flow->source_port)
-		flow->source_port = tunnel_source_port(skb, config);
 	/* Before the push, which leaves them to be counted again. */
 	segments = skb->gso_segs;
+	length = skb->len - sizeof(struct ethernet);
 	traffic = traffic_of(peer);
-	if (!tunnel_push(skb, peer, flow->source_port, next_id(traffic))) {
+	if (!rewrite(skb, config, peer, flow, next_id(traffic))) {
 		count_verdict(PROGRAM_FROM_POD, VERDICT_ROOM);
 		return TO_STACK;
 	}
 	if (traffic)
 		count_traffic(&traffic->fast_sent_packets,
-			      &traffic->fast_sent_bytes, segments,
-			      skb->len - TUNNEL_TEMPLATE);
+			      &traffic->fast_sent_bytes, segments, length);
 	count_verdict(PROGRAM_FROM_POD, VERDICT_FAST);
 	nexthop.ipv4_nh = peer->nexthop;
 	return redirect_neigh(config->uplink, nexthop.ipv4_nh ? &nexthop : NULL,

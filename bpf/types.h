@@ -40,7 +40,8 @@ struct config {
 	u8 spoof;           /* enum spoof_check */
 	u8 vtep_mac[6];
 	u16 hertz;          /* jiffies a second; for user space */
-	u8 reserved[6];
+	u16 reserved;
+	u32 carrier;        /* ifindex of a proxy's TUN device; 0: there is none */
 };
 
 /*
@@ -52,11 +53,12 @@ struct peer {
 	__be32 node;          /* its address: outer destination and source */
 	__be32 previous_node; /* still accepted as a sender; 0 if none */
 	__be32 nexthop;       /* on the uplink; 0: ask the routing table */
-	u32 partial_sum;      /* of the outer IPv4 header; see lib/vxlan.h */
+	u32 partial_sum;      /* of the outer IPv4 header; see lib/rewrite.h */
 	u32 counter;          /* index into peer_counters */
 	u8 vtep_mac[6];
-	u8 reserved[38]; /* the template has a cache line of its own */
-	u64 template[8];      /* outer Ethernet to inner Ethernet header */
+	u8 direct;       /* 1: reached without a tunnel, on the same link */
+	u8 reserved[37]; /* the template has a cache line of its own */
+	u64 template[8];      /* all headers in front of the inner packet */
 };
 
 /* A flow as one pod sees it: local is the pod, remote the other node's. */

@@ -19,6 +19,7 @@ from kersey_loader.attach import Attachment
 from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
 from kersey_loader.layout import Admission, Program, Verdict
 from kersey_loader.tcx import remove_link
+from kersey_loader.tunnel import VxlanTunnel
 from packets import mac
 from testbed.namespace import Namespace
 
@@ -83,10 +84,8 @@ class Side:
         config = DatapathConfig(
             uplink=self.ifindex("wire"),
             node=IPv4Address(f"198.18.0.{self.number}"),
-            vtep_mac=mac(f"0e:00:00:00:00:0{self.number}"),
             subnet=IPv4Network(f"10.244.{self.number}.0/24"),
-            vni=1,
-            port=8472,
+            tunnel=VxlanTunnel(vni=1, port=8472, mac=mac(f"0e:00:00:00:00:0{self.number}")),
             mtu=1450,
             pod_mtu=1450,
             admission=admission,
@@ -109,7 +108,7 @@ class Side:
         datapath = self.loaded()
         wire, overlay, pod_port = map(self.ifindex, ("wire", "flannel.1", "pod0"))
         # Links and device maps take ifindexes of the calling thread's namespace.
-        self.node.call(lambda: datapath.attach_uplink(wire))
+        self.node.call(lambda: datapath.attach_uplink(wire, direct=False))
         self.node.call(lambda: datapath.attach_overlay(overlay))
         self.node.call(lambda: datapath.put_pod_port(pod_port))
 

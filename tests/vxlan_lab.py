@@ -23,6 +23,7 @@ from kersey_control.netconfig import VxlanConfig
 from kersey_control.netlink import Links
 from kersey_control.peer import Peer, Via
 from kersey_control.rtnetlink import Rtnl
+from kersey_control.underlay import Underlay
 from kersey_control.uplink import Uplink
 
 _CLONE_NEWNET = 0x40000000
@@ -92,7 +93,7 @@ class Lab:
 
     def restart(self, config: VxlanConfig = CONFIG) -> None:
         """Forget everything that a daemon forgets when it ends; the kernel forgets nothing."""
-        self.backend = VxlanBackend(config, NETWORK, "node-1", self.links, self.rtnl)
+        self.backend = vxlan_backend(self.links, self.rtnl, config)
         self.forwarding = Forwarding(self.backend, self.rtnl, HOME)
 
     def ready(self) -> None:
@@ -147,6 +148,21 @@ def expected_route(each: Peer) -> tuple[str, ...]:
     return (str(each.subnet), "flannel.1", str(base), "75", str(int(base)))
 
 
+def vxlan_backend(
+    links: Links, rtnl: Rtnl, config: VxlanConfig = CONFIG, underlay: Underlay | None = None
+) -> VxlanBackend:
+    """Return a backend that has not looked at the kernel yet."""
+    return VxlanBackend(
+        config,
+        network=NETWORK,
+        subnet_len=24,
+        node_id="node-1",
+        links=links,
+        rtnl=rtnl,
+        underlay=underlay or Underlay(rtnl),
+    )
+
+
 @contextmanager
 def open_lab() -> Iterator[Lab]:
     """Make a namespace with a cabled uplink; no overlay device yet."""
@@ -165,7 +181,7 @@ def open_lab() -> Iterator[Lab]:
             reason="test",
         )
         with Links() as links, Rtnl() as rtnl:
-            backend = VxlanBackend(CONFIG, NETWORK, "node-1", links, rtnl)
+            backend = vxlan_backend(links, rtnl)
             yield Lab(uplink, links, rtnl, backend, Forwarding(backend, rtnl, HOME))
 
 

@@ -20,7 +20,7 @@ from ipaddress import IPv4Network
 from types import TracebackType
 from typing import Self, TypeAlias
 
-from kersey_control.backends.vxlan import VxlanBackend
+from kersey_control.backends.base import Backend
 from kersey_control.errors import (
     DuplicateNodeError,
     InvalidInputError,
@@ -48,6 +48,7 @@ from kersey_control.sdnotify import ServiceManager
 from kersey_control.status import Status
 from kersey_control.subnets.base import Claim, OwnLease, SubnetStore
 from kersey_control.table import LeaseTable
+from kersey_control.underlay import Underlay
 from kersey_control.uplink import Uplink
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,9 @@ SETTLE = 0.05
 
 PORTS_SETTLE = 0.01
 """Seconds to wait after a device came or went: a pod's veth is moved, enslaved and set up."""
+
+ROUTES_SETTLE = 0.2
+"""Seconds to wait after a change of routes: routing daemons change many at once."""
 
 RULES_SETTLE = 0.3
 """Seconds to wait after a change of rules: kube-proxy commits in bursts."""
@@ -96,15 +100,27 @@ class PortsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutesChanged:
+    """A route that is not a pod's came or went: perhaps the way to a node."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The daemon was asked to end."""
 
 
-Notice: TypeAlias = (
-    LeaseHeld | LeaseTrouble | ConfigText | KernelChanged | RulesChanged | PortsChanged | Stop
-)
+HostNotice: TypeAlias = KernelChanged | RulesChanged | PortsChanged | RoutesChanged
+Notice: TypeAlias = LeaseHeld | LeaseTrouble | ConfigText | HostNotice | Stop
 Message: TypeAlias = StoreEvent | Notice
 Inbox: TypeAlias = "queue.SimpleQueue[Message]"
+
+
+_ANSWERS: dict[type[HostNotice], tuple[Task, float]] = {
+    KernelChanged: (Task.REPAIR, SETTLE),
+    RulesChanged: (Task.RULES, RULES_SETTLE),
+    PortsChanged: (Task.PORTS, PORTS_SETTLE),
+    RoutesChanged: (Task.ROUTES, ROUTES_SETTLE),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +148,9 @@ class Agent:
         previous: IPv4Network | None,
         store: SubnetStore,
         uplink: Uplink,
-        backend: VxlanBackend,
+        backend: Backend,
         rtnl: Rtnl,
+        underlay: Underlay,
         local: LocalNode,
         fast_path: FastPath | None,
         status: Status,
@@ -148,6 +165,7 @@ class Agent:
         self._uplink = uplink
         self._backend = backend
         self._rtnl = rtnl
+        self._underlay = underlay
         self._local = local
         self._fast_path = fast_path
         self._status = status
@@ -159,6 +177,7 @@ class Agent:
         self._reclaiming = False
         self._trouble = ""
         self._ports_pending = False
+        self._routes_pending = False
         self._is_attached = False
         self._keeper = LeaseKeeper(
             store=store,
@@ -226,7 +245,6 @@ class Agent:
             return messages
 
     def _notice(self, message: Notice, running: ExitStack) -> None:
-        now = time.monotonic()
         match message:
             case LeaseHeld(own):
                 self._hold(own, running)
@@ -237,17 +255,22 @@ class Agent:
                 logger.error("no lease yet, trying on", extra={"reason": str(error)})
             case ConfigText(text):
                 self._take_config(text)
-            case KernelChanged():
-                self._schedule.by(Task.REPAIR, now + SETTLE)
-            case RulesChanged():
-                self._schedule.by(Task.RULES, now + RULES_SETTLE)
-                if self._fast_path is not None:
-                    self._fast_path.flush()
-            case PortsChanged():
-                self._ports_pending = False
-                self._schedule.by(Task.PORTS, now + PORTS_SETTLE)
             case Stop():
                 self._stopped.set()
+            case _:
+                self._heed(message)
+
+    def _heed(self, message: HostNotice) -> None:
+        """Schedule what a change on this host calls for."""
+        task, settle = _ANSWERS[type(message)]
+        self._schedule.by(task, time.monotonic() + settle)
+        match message:
+            case RulesChanged() if self._fast_path is not None:
+                self._fast_path.flush()
+            case PortsChanged():
+                self._ports_pending = False
+            case _:
+                pass
 
     def _do(self, task: Task) -> None:
         now = time.monotonic()
@@ -259,6 +282,8 @@ class Agent:
                 self._schedule.by(Task.RULES, now + self._options.iptables_resync)
             case Task.MEMORY:
                 release_memory()
+            case Task.ROUTES:
+                self._look_at_routes(now)
             case Task.PORTS:
                 self._follow_ports()
             case Task.RETRY if self._overlay is not None:
@@ -312,7 +337,11 @@ class Agent:
             table=LeaseTable(own.lease),
             backend=self._backend,
             forwarding=forwarding,
-            fast_path=self._fast_path,
+            underlay=self._underlay,
+            followers=(
+                *self._backend.followers,
+                *((self._fast_path,) if self._fast_path is not None else ()),
+            ),
             status=self._status,
         )
         return Overlay(own, forwarding, peers)
@@ -418,14 +447,35 @@ class Agent:
         watched = Watched(
             overlay=self._backend.ifindex,
             uplink=self._uplink.ifindex,
-            names=frozenset({self._backend.device_name, self._uplink.name}),
+            names=frozenset({self._backend.device_name or "", self._uplink.name}),
         )
         desired = overlay.forwarding.desired if overlay is not None else {}
         if is_relevant(change, watched, desired):
             self._inbox.put(KernelChanged())
+        elif not self._routes_pending and self._may_move_a_node(change):
+            self._routes_pending = True
+            self._inbox.put(RoutesChanged())
         if self._fast_path is not None and not self._ports_pending and _may_be_a_pod(change):
             self._ports_pending = True
             self._inbox.put(PortsChanged())
+
+    def _may_move_a_node(self, change: KernelChange) -> bool:
+        """Return whether nodes may now be reached another way; routes to pods do not count."""
+        return (
+            change.kind is ChangeKind.OBJECT
+            and isinstance(change.obj, StrayRoute)
+            and not change.obj.subnet.subnet_of(self._config.network)
+        )
+
+    def _look_at_routes(self, now: float) -> None:
+        """Decide anew, for every peer, whether its node is a neighbour, if any answer changed."""
+        self._routes_pending = False
+        try:
+            if self._underlay.has_changed():
+                logger.info("routes to nodes changed")
+                self._schedule.by(Task.REPAIR, now)
+        except KernelError as error:
+            self._postpone_repair(error)
 
     def _repair(self, now: float) -> None:
         """Look at the uplink, the device and every object, and put right what differs."""

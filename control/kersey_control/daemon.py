@@ -18,12 +18,17 @@ from kersey_loader.datapath import Datapath
 
 from kersey_control import __version__
 from kersey_control.agent import Agent, Inbox, Stop
-from kersey_control.backends.vxlan import VxlanBackend
+from kersey_control.backends.base import Backend
+from kersey_control.backends.choice import Host, backend_of
+from kersey_control.backends.pumped import PumpOptions
 from kersey_control.backoff import Backoff
 from kersey_control.errors import InvalidInputError, KerseyError, StoreError, UnavailableError
-from kersey_control.fast_path import FastPath, open_fast_path
+from kersey_control.fast_path import FastPath, directory_of, open_fast_path
+from kersey_control.headroom import headroom_name
 from kersey_control.health import HealthServer, HealthState
 from kersey_control.host_network import find_uplink
+from kersey_control.instance import instance_of
+from kersey_control.leftovers import remove_other_devices, remove_programs
 from kersey_control.local_node import LocalNode
 from kersey_control.lock import sole_user
 from kersey_control.logs import configure_logging
@@ -39,6 +44,7 @@ from kersey_control.status_socket import StatusSocket
 from kersey_control.subnet_file import read_subnet_file
 from kersey_control.subnets.base import SubnetStore
 from kersey_control.subnets.etcd import EtcdOptions, EtcdStore
+from kersey_control.underlay import Underlay
 from kersey_control.uplink import Uplink
 
 logger = logging.getLogger(__name__)
@@ -95,18 +101,23 @@ def serve(options: Options) -> None:
         closer.start()
         config = wait_for_config(store, status, stop)
         if config is not None:
-            links = opened.enter_context(Links())
+            links = opened.enter_context(Links(instance_of(options.subnet_file)))
             rtnl = opened.enter_context(Rtnl())
-            agent = _prepare(
+            datapath = _open_datapath(options, config, status)
+            pump = PumpOptions(has_programs=datapath is not None, check=options.spoof_check)
+            host = Host(_identity(options), links, rtnl, Underlay(rtnl), pump)
+            backend = backend_of(config, host)
+            opened.callback(backend.close)
+            _prepare(
                 options=options,
                 config=config,
                 store=store,
                 status=status,
                 inbox=inbox,
-                links=links,
-                rtnl=rtnl,
-            )
-            agent.run()
+                host=host,
+                backend=backend,
+                datapath=datapath,
+            ).run()
     logger.info("kerseyd ends, the kernel goes on forwarding")
 
 
@@ -147,30 +158,30 @@ def _prepare(
     store: SubnetStore,
     status: Status,
     inbox: Inbox,
-    links: Links,
-    rtnl: Rtnl,
+    host: Host,
+    backend: Backend,
+    datapath: Datapath | None,
 ) -> Agent:
     """Choose the uplink, prepare the device, and return the control loop that keeps them."""
-    datapath = _open_datapath(options, config, status)
     _warn_of_what_is_missing(config)
     uplink = find_uplink(options)
     _log_uplink(uplink)
-    identity = _identity(options)
-    backend = VxlanBackend(config.backend, config.network, identity, links, rtnl)
+    _remove_leftovers(options, backend, host.links, datapath)
     backend.prepare(uplink)
-    status.backend, status.network = backend.lease_type, config.network
+    status.backend, status.network = backend.name, config.network
     status.uplink, status.mtu = uplink, backend.mtu
     return Agent(
         options=options,
         config=config,
-        node_id=identity,
+        node_id=host.node_id,
         previous=read_subnet_file(options.subnet_file),
         store=store,
         uplink=uplink,
         backend=backend,
-        rtnl=rtnl,
+        rtnl=host.rtnl,
+        underlay=host.underlay,
         local=LocalNode(
-            options=options, config=config, backend=backend, links=links, status=status
+            options=options, config=config, backend=backend, links=host.links, status=status
         ),
         fast_path=None
         if datapath is None
@@ -179,13 +190,25 @@ def _prepare(
             options=options,
             backend=backend,
             network=config,
-            links=links,
+            links=host.links,
+            underlay=host.underlay,
             status=status,
         ),
         status=status,
         service=ServiceManager(os.environ),
         inbox=inbox,
     )
+
+
+def _remove_leftovers(
+    options: Options, backend: Backend, links: Links, datapath: Datapath | None
+) -> None:
+    """Remove what an earlier run left that this one does not use."""
+    instance = instance_of(options.subnet_file)
+    if datapath is None:
+        remove_programs(directory_of(options), instance)
+    room = {headroom_name(instance)} if datapath is not None and backend.overhead else set()
+    remove_other_devices(links, frozenset({backend.device_name or "", *room}))
 
 
 def _open_datapath(options: Options, config: NetworkConfig, status: Status) -> Datapath | None:
@@ -210,8 +233,6 @@ def _open_datapath(options: Options, config: NetworkConfig, status: Status) -> D
 def _warn_of_what_is_missing(config: NetworkConfig) -> None:
     if config.network_v6 is not None:
         logger.warning("EnableIPv6 is set, but this version carries IPv4 only")
-    if config.backend.direct_routing:
-        logger.warning("DirectRouting is set, but this version sends all peers through the tunnel")
     forwarding = Path("/proc/sys/net/ipv4/ip_forward")
     if forwarding.read_text().strip() == "0":
         logger.warning(

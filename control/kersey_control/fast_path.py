@@ -8,25 +8,35 @@ Whether there is a fast path at all is decided once, at start, with a reason.
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
 from kersey_loader.errors import LoaderError
 from kersey_loader.layout import Admission, SpoofCheck
 from kersey_loader.probe import probe
+from kersey_loader.tunnel import TunnelKind
 
 from kersey_control import options as asked
 from kersey_control.addresses import mac_bytes
-from kersey_control.backends.vxlan import VxlanBackend
+from kersey_control.backends.base import Backend
 from kersey_control.errors import KernelError, UnavailableError
 from kersey_control.headroom import Headroom
-from kersey_control.netconfig import NetworkConfig
+from kersey_control.instance import instance_of
+from kersey_control.netconfig import (
+    BackendConfig,
+    HostGwConfig,
+    IpipConfig,
+    NetworkConfig,
+    UdpConfig,
+    VxlanConfig,
+)
 from kersey_control.netlink import Links, RequestError, write_sysctl
 from kersey_control.options import Options
-from kersey_control.peer import Peer
+from kersey_control.peer import Peer, Via
 from kersey_control.pod_ports import PodPorts
 from kersey_control.status import Status
+from kersey_control.underlay import Underlay
 from kersey_control.uplink import Uplink
 
 logger = logging.getLogger(__name__)
@@ -40,6 +50,12 @@ _ADMISSIONS = {
     asked.Admission.STRICT: Admission.STRICT,
     asked.Admission.DIRECT: Admission.DIRECT,
     asked.Admission.OFF: Admission.OFF,
+}
+_TUNNELS: dict[type[BackendConfig], TunnelKind] = {
+    VxlanConfig: TunnelKind.VXLAN,
+    UdpConfig: TunnelKind.UDP,
+    IpipConfig: TunnelKind.IPIP,
+    HostGwConfig: TunnelKind.NONE,
 }
 _SPOOF_CHECKS = {
     asked.SpoofCheck.DROP: SpoofCheck.DROP,
@@ -55,15 +71,19 @@ def open_fast_path(options: Options, config: NetworkConfig) -> Datapath:
     """
     if options.datapath is asked.Datapath.NETLINK:
         raise UnavailableError("asked for")
+    kind = _TUNNELS.get(type(config.backend))
+    if kind is None:
+        raise UnavailableError("with this backend packets are not ours to carry")
     capabilities = probe(options.bpf_dir)
     if not capabilities.available:
         raise UnavailableError("; ".join(capabilities.missing))
     settings = Settings(
-        directory=options.bpf_dir / f"vxlan-{config.backend.vni}",
+        directory=directory_of(options),
         network=config.network,
         subnet_len=config.subnet_len,
+        tunnel=kind,
         max_flows=options.max_flows,
-        handle=config.backend.vni,
+        handle=instance_of(options.subnet_file),
     )
     try:
         return load(settings)
@@ -74,6 +94,11 @@ def open_fast_path(options: Options, config: NetworkConfig) -> Datapath:
         raise UnavailableError(f"--bpf-dir {options.bpf_dir} cannot be used: {error}") from error
 
 
+def directory_of(options: Options) -> Path:
+    """Return where this daemon's pins are, whatever its network and backend."""
+    return options.bpf_dir / f"instance-{instance_of(options.subnet_file):08x}"
+
+
 class FastPath:
     """Keep the fast path equal to peers, pod ports and devices. One thread at a time."""
 
@@ -82,16 +107,18 @@ class FastPath:
         *,
         datapath: Datapath,
         options: Options,
-        backend: VxlanBackend,
+        backend: Backend,
         network: NetworkConfig,
         links: Links,
+        underlay: Underlay,
         status: Status,
     ) -> None:
         self._datapath = datapath
         self._options = options
         self._backend = backend
         self._network = network
-        self._headroom = Headroom(links, network.backend.vni)
+        self._underlay = underlay
+        self._headroom = Headroom(links, instance_of(options.subnet_file))
         self._status = status
         self._subnet: IPv4Network | None = None
         self._uplink: Uplink | None = None
@@ -153,7 +180,7 @@ class FastPath:
             if not step.startswith("pod port ") or int(step.split()[-1]) in found.ports
         }
         bridge = found.bridge
-        if bridge is not None:
+        if bridge is not None and self._backend.overhead:
             self._attempt("headroom", lambda: self._headroom.keep(bridge))
 
     def flush(self) -> None:
@@ -181,11 +208,10 @@ class FastPath:
         self._datapath.configure(
             DatapathConfig(
                 uplink=self._uplink.ifindex,
-                node=self._uplink.address,
-                vtep_mac=mac_bytes(self._backend.mac),
+                node=self._backend.source or self._uplink.address,
                 subnet=self._subnet,
-                vni=self._network.backend.vni,
-                port=self._network.backend.port,
+                tunnel=self._backend.tunnel,
+                carrier=self._backend.carrier,
                 mtu=self._backend.mtu,
                 pod_mtu=min(self._pod_mtu or self._backend.mtu, self._backend.mtu),
                 admission=self._admission(),
@@ -197,8 +223,9 @@ class FastPath:
     def _attach(self) -> None:
         if self._uplink is None:
             return
-        self._datapath.attach_overlay(self._backend.ifindex)
-        self._datapath.attach_uplink(self._uplink.ifindex)
+        if self._backend.ifindex is not None:
+            self._datapath.attach_overlay(self._backend.ifindex)
+        self._datapath.attach_uplink(self._uplink.ifindex, direct=self._backend.has_direct_peers)
 
     def _admission(self) -> Admission:
         """Return the admission that is safe: strict needs a conntrack that forgives gaps."""
@@ -221,7 +248,7 @@ class FastPath:
         self._unfit.discard(peer.subnet)
         self._entries.pop(peer.subnet, None)
         network = self._network
-        if peer.mac is None or peer.subnet == self._subnet or self._uplink is None:
+        if peer.subnet == self._subnet or self._uplink is None:
             return None
         if not peer.subnet.subnet_of(network.network):
             return None
@@ -231,11 +258,22 @@ class FastPath:
         entry = PeerEntry(
             subnet=peer.subnet,
             node=peer.node,
-            vtep_mac=mac_bytes(peer.mac),
-            nexthop=peer.node if peer.node in self._uplink.on_link else None,
+            vtep_mac=mac_bytes(peer.mac) if peer.mac else bytes(6),
+            direct=peer.via is Via.DIRECT,
+            nexthop=peer.node if self._is_neighbour(peer.node) else None,
         )
         self._entries[peer.subnet] = entry
         return entry
+
+    def _is_neighbour(self, node: IPv4Address) -> bool:
+        """Return whether the node is its own next hop; where unknown, the kernel finds the way."""
+        try:
+            return self._uplink is not None and self._underlay.is_neighbour(
+                node, self._uplink.ifindex
+            )
+        except KernelError as error:
+            self._tell("next hops", str(error))
+            return False
 
     def _attempt(self, step: str, action: Callable[[], object]) -> None:
         """Do it, or say once that it failed; the next repair tries again."""

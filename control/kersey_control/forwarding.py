@@ -29,6 +29,10 @@ _LAST_RETRY = 60.0
 class Programmer(Protocol):
     """The part of a backend that forwarding needs: what a peer becomes, and what there is."""
 
+    def common_objects(self) -> Iterable[KernelObject]:
+        """Return what the kernel must hold for all peers together."""
+        ...
+
     def objects(self, peer: Peer) -> Iterable[KernelObject]:
         """Return what the kernel must hold for this peer. Raises PeerRefusedError."""
         ...
@@ -99,6 +103,7 @@ class Forwarding:
         self._desired: KernelState = {}
         self._published: KernelState = self._desired
         self._shared: Counter[Key] = Counter()  # holders beyond the first
+        self._common: frozenset[Key] = frozenset()
         self._refused: dict[IPv4Network, str] = {}
         self._failing: dict[IPv4Network, _Retry] = {}
         self._sweep: _Retry | None = None  # a removal failed: audit again
@@ -239,7 +244,9 @@ class Forwarding:
         Of two that exclude each other the newest wins: a node that moved leaves its old lease
         behind until that expires, with the same MAC.
         """
-        self._objects, self._desired, self._shared = {}, {}, Counter()
+        self._objects, self._shared = {}, Counter()
+        self._desired = state_of(self._backend.common_objects())
+        self._common = frozenset(self._desired)
         for subnet in reversed(self._offered):
             self._admit(subnet)
         self._published = self._desired
@@ -336,11 +343,15 @@ class Forwarding:
             self._failing[subnet] = _next_retry(self._failing.get(subnet), reason, now)
 
     def _note_stuck(self, failures: tuple[Failure, ...], now: float) -> bool:
-        """Note whether something that should be gone could not be removed, for a later audit."""
-        stuck = [failure for failure in failures if key_of(failure.obj) not in self._desired]
+        """Note for a later audit whether something that is no peer's could not be put right."""
+        stuck = [
+            failure
+            for failure in failures
+            if (key := key_of(failure.obj)) not in self._desired or key in self._common
+        ]
         if stuck:
             extra = {"objects": len(stuck), "reason": _reason(stuck[0])}
-            logger.warning("stale kernel state stays", extra=extra)
+            logger.warning("kernel state stays as it should not be", extra=extra)
             self._sweep = _next_retry(self._sweep, _reason(stuck[0]), now)
         return bool(stuck)
 

@@ -8,24 +8,31 @@ carries nothing, ever. For pods without a bridge there is no such way.
 
 from kersey_control.addresses import Vni
 from kersey_control.devices import Device
+from kersey_control.instance import Instance
 from kersey_control.netlink import Links
 
-_NEVER_USED = 0xFFFFFF  # a VNI; a device that is down binds no port and clashes with none
+_LAST_VNI = 0xFFFFFF  # says nothing on the wire: a device that is down binds no port
+_MASK = 0xFFF
 
 
 class Headroom:
     """One device, kept a port of the pods' bridge."""
 
-    def __init__(self, links: Links, vni: Vni) -> None:
+    def __init__(self, links: Links, instance: Instance) -> None:
         self._links = links
-        self._name = f"kersey-room.{vni}"[:15]  # IFNAMSIZ
-        self._vni = Vni(_NEVER_USED - vni)
+        self.name = headroom_name(instance)
+        self._vni = Vni(_LAST_VNI - (instance & _MASK))
         self._kept: Device | None = None
 
     def keep(self, bridge: Device) -> None:
         """Have the device in this bridge. Raises RequestError."""
         if self._kept != bridge:
             self._links.keep_headroom_port(
-                self._name, vni=self._vni, bridge=bridge.ifindex, mtu=bridge.mtu
+                self.name, vni=self._vni, bridge=bridge.ifindex, mtu=bridge.mtu
             )
             self._kept = bridge
+
+
+def headroom_name(instance: Instance) -> str:
+    """Return the device's name, which fits IFNAMSIZ."""
+    return f"kersey-room.{instance & _MASK:03x}"

@@ -72,9 +72,9 @@ class KernelChange:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What concerns us: our device and the uplink, by number and, should they return, by name."""
+    """What concerns us: our device, if any, and the uplink, by number and by name."""
 
-    overlay: int
+    overlay: int | None
     uplink: int
     names: frozenset[str]
 

@@ -8,6 +8,7 @@ and refuses some texts that flannel accepts and fails on later. Never reads a fi
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -17,13 +18,12 @@ from kersey_control.addresses import Vni
 from kersey_control.errors import InvalidInputError
 
 _KERNEL_VXLAN_PORT = 8472
+_UDP_PORT = 8285
 _MAX_VNI = 2**24 - 1
 _MAX_PORT = 2**16 - 1
 _MAX_MTU = 2**16 - 1
 _MIN_UNDERLAY_MTU = 576 + 50  # what every IPv4 host must accept (RFC 791), and what VXLAN adds
-_FLANNEL_ONLY = frozenset(
-    {"alloc", "extension", "host-gw", "ipip", "ipsec", "tencent-vpc", "udp", "wireguard"}
-)
+_FLANNEL_ONLY = frozenset({"ipsec", "tencent-vpc", "wireguard"})
 _CIDR = re.compile(r"[0-9a-fA-F.:]+/[0-9]{1,3}")  # no netmasks, no zones: as Go's ParseCIDR
 
 _T = TypeVar("_T")
@@ -43,7 +43,43 @@ class VxlanConfig:
     direct_routing: bool
 
 
-BackendConfig: TypeAlias = VxlanConfig
+@dataclass(frozen=True, slots=True)
+class UdpConfig:
+    """The udp backend's settings: the UDP port of every node."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class IpipConfig:
+    """The ipip backend's settings."""
+
+    direct_routing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HostGwConfig:
+    """The host-gw backend has no settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllocConfig:
+    """The alloc backend has no settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionConfig:
+    """The extension backend's commands, each a program and its arguments; empty if not given."""
+
+    pre_startup: tuple[str, ...]
+    post_startup: tuple[str, ...]
+    subnet_add: tuple[str, ...]
+    subnet_remove: tuple[str, ...]
+
+
+BackendConfig: TypeAlias = (
+    VxlanConfig | UdpConfig | IpipConfig | HostGwConfig | AllocConfig | ExtensionConfig
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +142,8 @@ def compare(old: NetworkConfig, new: NetworkConfig) -> ConfigChange:
     """
     changed = [name for name, value in _FIELDS.items() if value(old) != value(new)]
     live = _LIVE if "Network" in changed or "SubnetLen" in changed else _LIVE | _LIVE_RANGE
+    if "Backend.Type" in changed:
+        live -= _LIVE
     return ConfigChange(
         live=tuple(name for name in changed if name in live),
         restart=tuple(name for name in changed if name not in live),
@@ -119,8 +157,19 @@ def apply_live(old: NetworkConfig, new: NetworkConfig) -> NetworkConfig:
         old,
         subnet_min=new.subnet_min if "SubnetMin" in live else old.subnet_min,
         subnet_max=new.subnet_max if "SubnetMax" in live else old.subnet_max,
-        backend=replace(old.backend, mtu=new.backend.mtu),
+        backend=_with_live(old.backend, new.backend),
     )
+
+
+def _with_live(old: BackendConfig, new: BackendConfig) -> BackendConfig:
+    if isinstance(old, VxlanConfig) and isinstance(new, VxlanConfig):
+        return replace(old, mtu=new.mtu)
+    return old
+
+
+def _setting(name: str) -> Callable[[NetworkConfig], object]:
+    """Return a reader of one setting of the backend, None where the backend has no such setting."""
+    return lambda config: getattr(config.backend, name, None)
 
 
 _FIELDS: Mapping[str, Callable[[NetworkConfig], object]] = {
@@ -134,12 +183,17 @@ _FIELDS: Mapping[str, Callable[[NetworkConfig], object]] = {
     "IPv6SubnetLen": lambda config: config.subnet_len_v6,
     "IPv6SubnetMin": lambda config: config.subnet_min_v6,
     "IPv6SubnetMax": lambda config: config.subnet_max_v6,
-    "Backend.VNI": lambda config: config.backend.vni,
-    "Backend.Port": lambda config: config.backend.port,
-    "Backend.MTU": lambda config: config.backend.mtu,
-    "Backend.GBP": lambda config: config.backend.gbp,
-    "Backend.Learning": lambda config: config.backend.learning,
-    "Backend.DirectRouting": lambda config: config.backend.direct_routing,
+    "Backend.Type": lambda config: type(config.backend),
+    "Backend.VNI": _setting("vni"),
+    "Backend.Port": _setting("port"),
+    "Backend.MTU": _setting("mtu"),
+    "Backend.GBP": _setting("gbp"),
+    "Backend.Learning": _setting("learning"),
+    "Backend.DirectRouting": _setting("direct_routing"),
+    "Backend.PreStartupCommand": _setting("pre_startup"),
+    "Backend.PostStartupCommand": _setting("post_startup"),
+    "Backend.SubnetAddCommand": _setting("subnet_add"),
+    "Backend.SubnetRemoveCommand": _setting("subnet_remove"),
 }
 _LIVE = frozenset({"Backend.MTU"})
 _LIVE_RANGE = frozenset({"SubnetMin", "SubnetMax"})
@@ -182,6 +236,20 @@ class _Fields:
         if value is not None and not isinstance(value, str):
             self.refuse(name, "a string")
         return value
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """Return a list of strings, or the words of one string; empty if absent."""
+        value = self._get(name)
+        if isinstance(value, str):
+            try:
+                return tuple(shlex.split(value))
+            except ValueError as error:
+                self.refuse(name, f"words with balanced quotes ({error})")
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+            self.refuse(name, "a string or a list of strings")
+        return tuple(value)
 
     def integer(self, name: str, default: int, *, low: int, high: int) -> int:
         """Return an integer from `low` to `high`."""
@@ -345,9 +413,13 @@ def _backend(top: _Fields) -> BackendConfig:
     fields = top.nested("Backend")
     kind = (fields.text("Type") or "vxlan").lower()
     if kind in _FLANNEL_ONLY:
-        fields.refuse("Type", "'vxlan', the one backend of flannel's that this version has")
-    if kind != "vxlan":
-        fields.refuse("Type", "'vxlan'; no backend has this name")
+        fields.refuse("Type", f"one of {_offered()}; flannel alone has this one")
+    if kind not in _BACKENDS:
+        fields.refuse("Type", f"one of {_offered()}; no backend has this name")
+    return _BACKENDS[kind](fields)
+
+
+def _vxlan(fields: _Fields) -> VxlanConfig:
     return VxlanConfig(
         vni=Vni(fields.integer("VNI", 1, low=1, high=_MAX_VNI)),
         port=fields.integer("Port", 0, low=0, high=_MAX_PORT) or _KERNEL_VXLAN_PORT,
@@ -356,6 +428,48 @@ def _backend(top: _Fields) -> BackendConfig:
         learning=fields.flag("Learning", default=False),
         direct_routing=fields.flag("DirectRouting", default=False),
     )
+
+
+def _udp(fields: _Fields) -> UdpConfig:
+    return UdpConfig(port=fields.integer("Port", _UDP_PORT, low=1, high=_MAX_PORT))
+
+
+def _ipip(fields: _Fields) -> IpipConfig:
+    return IpipConfig(direct_routing=fields.flag("DirectRouting", default=False))
+
+
+def _extension(fields: _Fields) -> ExtensionConfig:
+    return ExtensionConfig(
+        pre_startup=_command(fields, "PreStartupCommand"),
+        post_startup=_command(fields, "PostStartupCommand"),
+        subnet_add=_command(fields, "SubnetAddCommand"),
+        subnet_remove=_command(fields, "SubnetRemoveCommand"),
+    )
+
+
+def _command(fields: _Fields, name: str) -> tuple[str, ...]:
+    """Return a program and its arguments: a list, or a text that is cut as a shell cuts words.
+
+    No shell ever sees it: what a lease says reaches the program by its environment and input only.
+    """
+    words = fields.words(name)
+    if words and not words[0]:
+        fields.refuse(name, "a program and its arguments")
+    return words
+
+
+_BACKENDS: Mapping[str, Callable[[_Fields], BackendConfig]] = {
+    "vxlan": _vxlan,
+    "udp": _udp,
+    "host-gw": lambda _fields: HostGwConfig(),
+    "ipip": _ipip,
+    "alloc": lambda _fields: AllocConfig(),
+    "extension": _extension,
+}
+
+
+def _offered() -> str:
+    return ", ".join(_BACKENDS)
 
 
 def _underlay_mtu(fields: _Fields) -> int | None:

@@ -17,13 +17,14 @@ from typing import Any, Self
 from kersey_control.addresses import Mac, Vni
 from kersey_control.devices import read_devices
 from kersey_control.errors import KernelError
+from kersey_control.instance import Instance
 from kersey_control.rtnetlink import PROTOCOL, Rtnl
 from kersey_control.rtnl_library import IPRoute, NetlinkError
 
 _IFF_UP = 0x1
 
 OWNER = "kersey"
-"""The interface alias by which a device is known as ours, whatever its name."""
+"""The word that begins the interface alias of a device of ours, whatever its name."""
 
 _HIGHEST_MAC = "fe:ff:ff:ff:ff:ff"
 _BLACKHOLE = 6  # RTN_BLACKHOLE of include/uapi/linux/rtnetlink.h
@@ -67,6 +68,8 @@ class Link:
     up: bool
     alias: str = ""
     master: int = 0
+    local: IPv4Address | None = None
+    """Of an ipip device."""
     vxlan: VxlanInfo | None = None
 
 
@@ -86,10 +89,14 @@ class VxlanSpec:
 
 
 class Links:
-    """Read and change devices and their addresses. A context manager; one thread at a time."""
+    """Read and change devices and their addresses. A context manager; one thread at a time.
 
-    def __init__(self) -> None:
+    Devices that it makes or marks bear the instance's mark.
+    """
+
+    def __init__(self, instance: Instance | None = None) -> None:
         self._ipr = IPRoute()
+        self._alias = OWNER if instance is None else f"{OWNER} {instance:08x}"
 
     def __enter__(self) -> Self:
         return self
@@ -125,10 +132,14 @@ class Links:
         return tuple(link for link in links if link is not None and link.vxlan is not None)
 
     def owned(self) -> tuple[Link, ...]:
-        """Return all devices that bear our mark. Raises RequestError."""
+        """Return all devices that bear the mark of any instance. Raises RequestError."""
         with _request("list devices"):
             links = [_link(answer) for answer in self._ipr.get_links()]
-        return tuple(link for link in links if link.alias == OWNER)
+        return tuple(link for link in links if link.alias.split(" ")[0] == OWNER)
+
+    def of_instance(self) -> tuple[Link, ...]:
+        """Return the devices that bear our own mark. Raises RequestError."""
+        return tuple(link for link in self.owned() if link.alias == self._alias)
 
     def create_vxlan(self, spec: VxlanSpec) -> None:
         """Create a VXLAN device, down. Raises RequestError.
@@ -151,6 +162,21 @@ class Links:
                 vxlan_learning=spec.learning,
                 vxlan_udp_csum=0,
                 **({"vxlan_gbp": True} if spec.gbp else {}),
+            )
+
+    def create_ipip(self, name: str, local: IPv4Address) -> None:
+        """Create an ipip device for many peers, down, as flannel does. Raises RequestError.
+
+        EOPNOTSUPP: the kernel has none. TTL and DF of the outer header are the inner packet's.
+        """
+        with _request(f"create ipip device {name}"):
+            self._ipr.link(
+                "add",
+                ifname=name,
+                kind="ipip",
+                ipip_local=str(local),
+                ipip_ttl=0,
+                ipip_pmtudisc=0,
             )
 
     def change_vxlan(self, link: Link, *, local: IPv4Address, learning: bool) -> None:
@@ -185,9 +211,9 @@ class Links:
 
     def mark(self, link: Link) -> None:
         """Make an adopted device ours, so that cleaning up finds it. Raises RequestError."""
-        if link.alias != OWNER:
+        if link.alias != self._alias:
             with _request(f"mark device {link.name}"):
-                self._ipr.link("set", index=link.ifindex, ifalias=OWNER)
+                self._ipr.link("set", index=link.ifindex, ifalias=self._alias)
 
     def delete(self, link: Link) -> None:
         """Delete a device; one that is gone already is no error. Raises RequestError."""
@@ -340,8 +366,14 @@ def _link(answer: Any) -> Link:
         up=bool(int(answer["flags"]) & _IFF_UP),
         alias=str(answer.get("ifalias") or ""),
         master=int(answer.get("master") or 0),
+        local=_ipip_local(data) if kind == "ipip" and data else None,
         vxlan=_vxlan(data) if kind == "vxlan" and data else None,
     )
+
+
+def _ipip_local(data: Any) -> IPv4Address | None:
+    local = data.get("ipip_local")
+    return IPv4Address(local) if local else None
 
 
 def _vxlan(data: Any) -> VxlanInfo:

@@ -14,6 +14,8 @@ class Via(StrEnum):
     DIRECT = "direct"
     UDP = "udp"
     IPIP = "ipip"
+    EXTERNAL = "external"
+    """By routes that somebody else makes (alloc, extension)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Network
 
-from kersey_control.backends.base import Backend
+from kersey_control.backends.base import Backend, PeerFollower
 from kersey_control.errors import PeerRefusedError
 from kersey_control.events import Snapshot, StoreEvent
-from kersey_control.fast_path import FastPath
 from kersey_control.forwarding import AuditResult, Condition, Forwarding
 from kersey_control.lease import Lease
 from kersey_control.peer import Peer
 from kersey_control.status import Status
 from kersey_control.table import Delta, LeaseTable
+from kersey_control.underlay import Underlay
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +34,15 @@ class Peers:
         table: LeaseTable,
         backend: Backend,
         forwarding: Forwarding,
-        fast_path: FastPath | None,
+        underlay: Underlay,
+        followers: tuple[PeerFollower, ...],
         status: Status,
     ) -> None:
         self._table = table
         self._backend = backend
         self._forwarding = forwarding
-        self._fast_path = fast_path
+        self._underlay = underlay
+        self._followers = followers
         self._status = status
         self._refused: dict[IPv4Network, str] = {}
         self._started = False
@@ -104,9 +106,11 @@ class Peers:
 
     def _program_all(self, now: float) -> AuditResult:
         self._refused, before = {}, self._refused
-        peers = list(self._usable(self._table.leases, before))
-        if self._fast_path is not None:
-            self._fast_path.replace_peers(peers)
+        leases = self._table.leases
+        self._underlay.survey(lease.public_ip for lease in leases)
+        peers = list(self._usable(leases, before))
+        for follower in self._followers:
+            follower.replace_peers(peers)
         return self._forwarding.set_peers(peers, now)
 
     def _program(self, delta: Delta, now: float) -> None:
@@ -115,8 +119,8 @@ class Peers:
             self._withdraw(subnet, now)
         before = {lease.subnet: self._refused.pop(lease.subnet, "") for lease in delta.changed}
         for peer in self._usable(delta.changed, before):
-            if self._fast_path is not None:
-                self._fast_path.put_peer(peer)
+            for follower in self._followers:
+                follower.put_peer(peer)
             self._forwarding.put(peer, now)
         for lease in delta.changed:
             if lease.subnet in self._refused:
@@ -125,8 +129,8 @@ class Peers:
     def _withdraw(self, subnet: IPv4Network, now: float) -> None:
         """Take a peer out: first the route to it, then what its packets are accepted by."""
         self._forwarding.remove(subnet, now)
-        if self._fast_path is not None:
-            self._fast_path.remove_peer(subnet)
+        for follower in self._followers:
+            follower.remove_peer(subnet)
 
     def _usable(self, leases: Iterable[Lease], before: dict[IPv4Network, str]) -> Iterator[Peer]:
         """Yield the leases that can be peers; note the others, and warn once for each reason."""

@@ -59,7 +59,9 @@ def find_pod_ports(
     return PodPorts(frozenset(port.ifindex for port in ports), bridge, min(mtus, default=None))
 
 
-def read_pod_ports(rtnl: Rtnl, *, subnet: IPv4Network, overlay: int, uplink: int) -> PodPorts:
+def read_pod_ports(
+    rtnl: Rtnl, *, subnet: IPv4Network, overlay: int | None, uplink: int
+) -> PodPorts:
     """Return the pod ports of this namespace for our subnet. Raises KernelError."""
     devices = read_devices(rtnl)
     unbridged = any(_is_pod_end(each) and not each.master for each in devices)

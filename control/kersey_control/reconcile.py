@@ -17,7 +17,8 @@ class Nexthop(NamedTuple):
     """A nexthop object (kernel 5.3): routes refer to it by id, so that many stay linear.
 
     `id` is the peer subnet's base address as a number: unique on a host, since subnets of all its
-    networks are disjoint, and the same after a restart.
+    networks are disjoint, and the same after a restart. `gateway` is 0.0.0.0 where the device alone
+    is the way.
     """
 
     id: int

@@ -58,11 +58,11 @@ _NUD_PERMANENT = 0x80
 _NTF_SELF = 0x02
 _NDA_DST, _NDA_LLADDR, _NDA_PORT, _NDA_VNI, _NDA_IFINDEX = 1, 2, 6, 7, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 4, 5, 6
-_RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE, _RTA_NH_ID = 7, 8, 15, 30
+_RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 7, 8, 15, 18, 30
 _NHA_ID, _NHA_OIF, _NHA_GATEWAY = 1, 5, 6
 _RTNH_F_ONLINK = 4
 _TABLE_MAIN, _SCOPE_GLOBAL, _SCOPE_ANY, _UNICAST = 254, 0, 255, 1
-_PROTOCOL_KERNEL = 2
+_PROTOCOL_KERNEL, _PROTOCOL_BOOT = 2, 3
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -75,6 +75,8 @@ _NEIGH = struct.Struct("=IHHII BxxxiHBB HH4s HH6sxx")
 _NEIGH_KEY = struct.Struct("=IHHII BxxxiHBB HH4s")
 _FDB_KEY = struct.Struct("=IHHII BxxxiHBB HH6sxx")
 _NEXTHOP = struct.Struct("=IHHII BBBxI HHI HHI HH4s")
+_DEVICE_NEXTHOP = struct.Struct("=IHHII BBBxI HHI HHI")
+_LOOKUP = struct.Struct("=IHHII 8BI HH4s")
 _NEXTHOP_KEY = struct.Struct("=IHHII BBBxI HHI")
 _ROUTE = struct.Struct("=IHHII 8BI HH4s HHI")
 
@@ -111,6 +113,13 @@ class Observed(NamedTuple):
     key: Key
     ifindex: int
     obj: KernelObject | None
+
+
+class Hop(NamedTuple):
+    """How the kernel would send to an address: device, and the router if it is not on the link."""
+
+    ifindex: int
+    is_on_link: bool
 
 
 class Rtnl:
@@ -160,22 +169,42 @@ class Rtnl:
             failures += self._send(batch)
         return tuple(failures)
 
-    def owned(self, *, overlay: int, uplink: int, network: IPv4Network) -> KernelState:
+    def owned(
+        self, *, overlay: int | None, uplink: int, network: IPv4Network, adopt: int | None = None
+    ) -> KernelState:
         """Read back what is ours: all on the overlay device, and on the uplink what bears our mark.
 
-        `overlay` and `uplink` are ifindexes. On the uplink only routes and nexthops of our protocol
-        whose nexthop id is an address of `network` count. Raises KernelError.
+        `overlay` and `uplink` are ifindexes, `overlay` None where there is no such device. On the
+        uplink only routes and nexthops of our protocol whose nexthop id is an address of `network`
+        count, and with `adopt`, a prefix length, flannel's routes to subnets of that length, which
+        are those of `ip route add` through a gateway. Raises KernelError.
         """
-        found = [
-            *self._nexthops(overlay=overlay, uplink=uplink, network=network),
-            *_one_route_per_place(self._routes(overlay)),
-            *self._neighbours(overlay),
-            *self._fdb(overlay),
-        ]
+        found: list[KernelObject] = list(
+            self._nexthops(overlay=overlay, uplink=uplink, network=network)
+        )
+        if overlay is not None:
+            found += _one_route_per_place(self._routes(overlay))
+            found += self._neighbours(overlay)
+            found += self._fdb(overlay)
         if uplink != overlay:
             direct = self._routes(uplink)
-            found += (route for route in direct if _is_marked(route, network))
+            found += (
+                route
+                for route in direct
+                if _is_marked(route, network) or _is_flannels(route, network, adopt)
+            )
         return state_of(found)
+
+    def hops(self, addresses: Iterable[IPv4Address]) -> dict[IPv4Address, Hop]:
+        """Return how the kernel would send to each address; one that it cannot reach is left out.
+
+        Hundreds to one system call. Raises KernelError.
+        """
+        wanted = list(addresses)
+        found: dict[IPv4Address, Hop] = {}
+        for start in range(0, len(wanted), _BATCH):
+            found |= self._look_up(wanted[start : start + _BATCH])
+        return found
 
     def nexthops(self) -> tuple[Nexthop, ...]:
         """Return every nexthop object of our protocol, whatever its device. Raises KernelError."""
@@ -228,6 +257,26 @@ class Rtnl:
                     answers[sequence] = _parse_error(data, flags, start, end)
         return answers, complete
 
+    def _look_up(self, addresses: list[IPv4Address]) -> dict[IPv4Address, Hop]:
+        """Ask for the routes to some addresses; each gets one answer, a route or an error."""
+        first = self._sequence + 1
+        self._sequence += len(addresses)
+        self._transmit(b"".join(_encode_lookup(a, first + i) for i, a in enumerate(addresses)))
+        found: dict[IPv4Address, Hop] = {}
+        open_questions = len(addresses)
+        while open_questions:
+            try:
+                data = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            except OSError as error:  # rtnetlink answers inside send(): nothing more will come
+                raise KernelError(f"rtnetlink route look-up: {_name(error.errno)}") from error
+            for kind, _flags, sequence, start, end in _messages(data):
+                if sequence < first:
+                    continue
+                open_questions -= 1
+                if kind == RTM_NEWROUTE and (hop := _parse_hop(data[start:end])) is not None:
+                    found[addresses[sequence - first]] = hop
+        return found
+
     def _transmit(self, data: bytes) -> None:
         try:
             self._socket.sendall(data)
@@ -262,7 +311,9 @@ class Rtnl:
                     return None if interrupted else found
                 found.append((got, data[start:end]))
 
-    def _nexthops(self, *, overlay: int, uplink: int, network: IPv4Network) -> Iterator[Nexthop]:
+    def _nexthops(
+        self, *, overlay: int | None, uplink: int, network: IPv4Network
+    ) -> Iterator[Nexthop]:
         for nexthop in self._marked_nexthops():
             if nexthop.ifindex == overlay or (
                 nexthop.ifindex == uplink and _contains(network, nexthop.id)
@@ -438,6 +489,18 @@ def _is_marked(route: Route | StrayRoute, network: IPv4Network) -> bool:
     )
 
 
+def _is_flannels(route: Route | StrayRoute, network: IPv4Network, length: int | None) -> bool:
+    """Return whether this is a route to a lease as flannel makes them without a tunnel."""
+    return (
+        isinstance(route, StrayRoute)
+        and route.replaceable
+        and route.protocol == _PROTOCOL_BOOT
+        and route.gateway is not None
+        and route.subnet.prefixlen == length
+        and _contains(network, int(route.subnet.network_address))
+    )
+
+
 def _contains(network: IPv4Network, address: int) -> bool:
     return address & int(network.netmask) == int(network.network_address)
 
@@ -480,6 +543,13 @@ def _encode_neighbour(
 
 
 def _encode_nexthop(obj: Nexthop, flags: int, sequence: int) -> bytes:
+    if not int(obj.gateway):
+        return _DEVICE_NEXTHOP.pack(
+            *(_DEVICE_NEXTHOP.size, RTM_NEWNEXTHOP, flags, sequence, 0),
+            *(socket.AF_INET, 0, PROTOCOL, 0),
+            *(8, _NHA_ID, obj.id),
+            *(8, _NHA_OIF, obj.ifindex),
+        )
     return _NEXTHOP.pack(
         *(_NEXTHOP.size, RTM_NEWNEXTHOP, flags, sequence, 0),
         *(socket.AF_INET, 0, PROTOCOL, _RTNH_F_ONLINK if obj.onlink else 0),
@@ -497,6 +567,26 @@ def _encode_route(obj: Route, kind: int, flags: int, sequence: int) -> bytes:
         *(_TABLE_MAIN, PROTOCOL, _SCOPE_GLOBAL, _UNICAST, 0),
         *(8, _RTA_DST, subnet.network_address.packed),
         *(8, _RTA_NH_ID, obj.nexthop),
+    )
+
+
+def _encode_lookup(address: IPv4Address, sequence: int) -> bytes:
+    return _LOOKUP.pack(
+        *(_LOOKUP.size, RTM_GETROUTE, _REQUEST, sequence, 0),
+        *(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0),
+        *(8, _RTA_DST, address.packed),
+    )
+
+
+def _parse_hop(payload: bytes) -> Hop | None:
+    """Return the way of a unicast route, None for our own and for unreachable addresses."""
+    kind = _RTMSG.unpack_from(payload)[7]
+    attributes = attributes_of(payload, _RTMSG.size)
+    if kind != _UNICAST:
+        return None
+    return Hop(
+        ifindex=_number(attributes, _RTA_OIF),
+        is_on_link=not attributes.keys() & {_RTA_GATEWAY, _RTA_VIA},
     )
 
 

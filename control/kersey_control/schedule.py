@@ -12,6 +12,8 @@ class Task(StrEnum):
     """Compare masquerade and forward rules, and the blackhole route."""
     PORTS = "ports"
     """Look which pods came and went."""
+    ROUTES = "routes"
+    """Look whether nodes are reached another way than before."""
     MEMORY = "memory"
     """Give back what a burst of leases needed."""
     RETRY = "retry"

@@ -128,12 +128,7 @@ class FilterHooks:
 
     def detach(self, ifindex: int, direction: Direction) -> None:
         """Take our filter off a hook; clsact stays, others may use it. Without it, does nothing."""
-        where = _TCMSG.pack(0, ifindex, self._handle, direction, _INFO)
-        try:
-            self._ask(_DELTFILTER, 0, where + _attribute(_KIND, b"bpf\0"))
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise AttachError(f"cannot detach from device {ifindex}: {error}") from error
+        self._delete(ifindex, direction, self._handle)
 
     def attached(self, ifindex: int) -> tuple[Attachment, ...]:
         """Return our filters on a device; none if the device is gone."""
@@ -143,11 +138,43 @@ class FilterHooks:
 
     def all_attached(self) -> tuple[Attachment, ...]:
         """Return our filters on every device of the socket's network namespace."""
+        return tuple(found for index in self._devices() for found in self.attached(index))
+
+    def remove_all(self, *, of_every_network: bool) -> int:
+        """Take our filters off every device, and return how many. Raises AttachError.
+
+        An empty clsact stays: to remove it would stop the device's queues for a moment.
+        """
+        found = [
+            (attachment, handle)
+            for index in self._devices()
+            for direction in Direction
+            for attachment, handle in self._ours(index, direction)
+            if of_every_network or handle == self._handle
+        ]
+        for attachment, handle in found:
+            self._delete(attachment.ifindex, attachment.direction, handle)
+        return len(found)
+
+    def _devices(self) -> list[int]:
         links = self._dump(_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
-        indexes = [_IFINFO.unpack_from(link)[2] for link in links]
-        return tuple(found for index in indexes for found in self.attached(index))
+        return [_IFINFO.unpack_from(link)[2] for link in links]
+
+    def _delete(self, ifindex: int, direction: Direction, handle: int) -> None:
+        where = _TCMSG.pack(0, ifindex, handle, direction, _INFO)
+        try:
+            self._ask(_DELTFILTER, 0, where + _attribute(_KIND, b"bpf\0"))
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise AttachError(f"cannot detach from device {ifindex}: {error}") from error
 
     def _attached(self, ifindex: int, direction: Direction) -> Iterator[Attachment]:
+        for attachment, handle in self._ours(ifindex, direction):
+            if handle == self._handle:
+                yield attachment
+
+    def _ours(self, ifindex: int, direction: Direction) -> Iterator[tuple[Attachment, int]]:
+        """Yield the filters of all our networks on a hook, each with its handle."""
         try:
             filters = self._dump(_GETTFILTER, _TCMSG.pack(0, ifindex, 0, direction, 0))
         except OSError as error:
@@ -158,8 +185,8 @@ class FilterHooks:
             _, _, handle, _, info = _TCMSG.unpack_from(message)
             options = dict(_attributes(message[_TCMSG.size :])).get(_OPTIONS, b"")
             name = dict(_attributes(options)).get(_BPF_NAME, b"").rstrip(b"\0").decode()
-            if (handle, info >> 16) == (self._handle, PRIORITY) and name.startswith(NAME_PREFIX):
-                yield Attachment(ifindex, direction, name.removeprefix(NAME_PREFIX))
+            if info >> 16 == PRIORITY and name.startswith(NAME_PREFIX):
+                yield Attachment(ifindex, direction, name.removeprefix(NAME_PREFIX)), handle
 
     def _ask(self, kind: int, flags: int, body: bytes) -> None:
         """Send one request and wait for its acknowledgement. Raises OSError with the errno."""

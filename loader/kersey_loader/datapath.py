@@ -32,6 +32,7 @@ from kersey_loader.layout import (
     map_specs,
 )
 from kersey_loader.peers import PeerTable, Record, Underlay
+from kersey_loader.tunnel import Identity, Tunnel, TunnelKind, tunnel_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class Settings:
 
     `directory` is the network's own on bpffs. Peers beyond `max_peers` stay on the slow path.
     `handle` tells the filters of this network from those of another one on the same devices; the
-    VNI is a good one.
+    VNI is a good one. Another `tunnel` under the same directory takes the place of the former one
+    as another version does.
     """
 
     directory: Path
@@ -56,6 +58,7 @@ class Settings:
     max_flows: int = 65536
     max_ports: int = 1024
     handle: int = 1
+    tunnel: TunnelKind = TunnelKind.VXLAN
 
     @property
     def subnets(self) -> int:
@@ -73,17 +76,18 @@ class DatapathConfig:
     """How this node takes part. MTUs in bytes of IP packet, `max_age` in seconds.
 
     `mtu` is the overlay device's, `pod_mtu` the smallest of any pod port and of the bridge.
+    `tunnel` is of the kind that the settings name; None for the kind that has none. `carrier` is
+    the TUN device whose packets a user-space proxy would carry; 0 where a kernel device does.
     `source_ports` is net.ipv4.ip_local_port_range, from which the kernel's device takes its own.
     """
 
     uplink: int
     node: IPv4Address
-    vtep_mac: bytes
     subnet: IPv4Network
-    vni: int
-    port: int
     mtu: int
     pod_mtu: int
+    tunnel: Tunnel | None
+    carrier: int = 0
     admission: Admission = Admission.STRICT
     spoof: SpoofCheck = SpoofCheck.DROP
     max_age: float = 5.0
@@ -92,15 +96,17 @@ class DatapathConfig:
 
 @dataclass(frozen=True, slots=True)
 class PeerEntry:
-    """A remote lease. `vtep_mac` is six bytes in wire order.
+    """A remote lease. `vtep_mac` is six bytes in wire order, for VXLAN only.
 
+    A `direct` peer's node is on our link: packets go there as they are, without a tunnel.
     `nexthop` is the on-link address by which `node` is reached; None asks the routing table for
     every packet, which is always right and costs some hundred nanoseconds.
     """
 
     subnet: IPv4Network
     node: IPv4Address
-    vtep_mac: bytes
+    vtep_mac: bytes = bytes(6)
+    direct: bool = False
     nexthop: IPv4Address | None = None
 
 
@@ -195,17 +201,18 @@ class Datapath:
     def configure(self, config: DatapathConfig) -> None:
         """Take part as `config` says; voids every admitted flow if anything differs.
 
-        Peers in the maps get new headers. Raises BpfError.
+        Peers in the maps get new headers. Raises BpfError, LoaderError for a tunnel of another
+        kind than the programs know.
         """
         raw = self._encode(config)
         self._spoof = config.spoof
         if bytes(raw) == bytes(self._raw):
             return
-        underlay_changed = _underlay(raw) != _underlay(self._raw)
+        before = self._underlay()
         raw.generation = (self.generation + 1) & 0xFFFF
         self._raw = raw
         self._write_config()
-        if underlay_changed and self._peers.records:
+        if self._underlay() != before and self._peers.records:
             self._apply(dict(self._peers.records))
         logger.info(
             "fast path configured",
@@ -278,13 +285,25 @@ class Datapath:
         """Return the ifindexes that can be fast; the kernel itself takes a deleted device out."""
         return frozenset(int.from_bytes(key, "little") for key in self.maps["pod_ports"])
 
-    def attach_uplink(self, ifindex: int) -> None:
-        """Receive from this device; further ones than cfg's get the sender check as well."""
+    def attach_uplink(self, ifindex: int, *, direct: bool) -> None:
+        """Receive from this device; further ones than cfg's get the sender check as well.
+
+        `direct` says that there are direct peers, or may be: then what the stack sends to them is
+        witnessed here, at a price for all that the node sends. Raises AttachError.
+        """
         self._attach(ifindex, Direction.INGRESS, Program.FROM_UPLINK)
+        if direct:
+            self._attach(ifindex, Direction.EGRESS, Program.TO_UPLINK)
+        else:
+            self._hooks.detach(ifindex, Direction.EGRESS)
 
     def attach_overlay(self, ifindex: int) -> None:
-        """Witness what the stack sends through the overlay device."""
+        """Witness what the stack sends through the overlay device. Raises AttachError."""
         self._attach(ifindex, Direction.EGRESS, Program.TO_OVERLAY)
+
+    def detach_overlay(self, ifindex: int) -> None:
+        """Leave a former overlay device alone, alive or gone. Raises AttachError."""
+        self._hooks.detach(ifindex, Direction.EGRESS)
 
     def attachments(self) -> tuple[Attachment, ...]:
         """Return every filter of ours in this network namespace."""
@@ -322,8 +341,20 @@ class Datapath:
         self._hooks.attach(ifindex, direction, program=program.function, fd=fd)
 
     def _apply(self, changes: Mapping[int, Record | None]) -> None:
+        if not self._peers.turns(changes):
+            self._publish(changes)
+            return
+        # What was witnessed on one way is no witness for the other. Twice, since a packet may
+        # have been witnessed on the old way before the new one was published.
+        self.flush()
         try:
-            self._peers.apply(changes, _underlay(self._raw))
+            self._publish(changes)
+        finally:
+            self.flush()
+
+    def _publish(self, changes: Mapping[int, Record | None]) -> None:
+        try:
+            self._peers.apply(changes, self._underlay())
         except PeersFullError:
             # A peer that is not in the maps is a stranger to the sender check: only count.
             self._complete = False
@@ -335,7 +366,15 @@ class Datapath:
         self._raw.spoof = min(self._spoof, most)
         self.maps["cfg"].update(bytes(4), bytes(self._raw))
 
+    def _underlay(self) -> Underlay:
+        raw = self._raw
+        identity = Identity(port=bytes(raw.port), vni=bytes(raw.vni), mac=bytes(raw.vtep_mac))
+        return Underlay(
+            node=IPv4Address(bytes(raw.node)), tunnel=tunnel_of(self._settings.tunnel, identity)
+        )
+
     def _encode(self, config: DatapathConfig) -> Config:
+        identity = self._identity(config.tunnel)
         hertz = self._raw.hertz or _tick_rate(self._pinned.programs[pins.CLOCK].fd)
         first, last = config.source_ports
         return Config(
@@ -344,21 +383,28 @@ class Datapath:
             network=int(self._settings.network.network_address),
             subnet_shift=32 - self._settings.subnet_len,
             node=Address(*config.node.packed),
-            vni=(type(Config().vni))(*(config.vni << 8).to_bytes(4, "big")),
+            vni=(type(Config().vni))(*identity.vni),
             uplink=config.uplink,
             own_subnet=self._index(config.subnet),
             subnets=self._settings.subnets,
             generation=self.generation,
             mtu=config.mtu,
             pod_mtu=config.pod_mtu,
-            port=(type(Config().port))(*config.port.to_bytes(2, "big")),
+            port=(type(Config().port))(*identity.port),
             source_port=first,
             source_ports=last - first,
             admission=config.admission,
             spoof=config.spoof,
-            vtep_mac=Mac(*config.vtep_mac),
+            vtep_mac=Mac(*identity.mac),
             hertz=hertz,
+            carrier=config.carrier,
         )
+
+    def _identity(self, tunnel: Tunnel | None) -> Identity:
+        kind = TunnelKind.NONE if tunnel is None else tunnel.kind
+        if kind is not self._settings.tunnel:
+            raise LoaderError(f"tunnel: the programs know {self._settings.tunnel}, got {kind}")
+        return Identity() if tunnel is None else tunnel.identity
 
     def _index(self, subnet: IPv4Network) -> int:
         settings = self._settings
@@ -375,7 +421,14 @@ class Datapath:
         return IPv4Network((base, length))
 
     def _record(self, entry: PeerEntry) -> tuple[int, Record]:
-        record = Record(node=entry.node, vtep_mac=entry.vtep_mac, nexthop=entry.nexthop)
+        if self._settings.tunnel is TunnelKind.NONE and not entry.direct:
+            raise LoaderError(f"peer {entry.subnet}: not direct, and there is no tunnel")
+        record = Record(
+            node=entry.node,
+            vtep_mac=entry.vtep_mac,
+            direct=entry.direct,
+            nexthop=entry.node if entry.direct else entry.nexthop,
+        )
         return self._index(entry.subnet), record
 
 
@@ -392,10 +445,10 @@ def load(settings: Settings) -> Datapath:
         ports=settings.max_ports,
     )
     files = source.bpf_directory()
-    map_home, maps, fresh = pins.open_maps(settings.directory, specs)
+    map_home, maps, fresh = pins.open_maps(settings.directory, specs, settings.tunnel)
     program_home, programs = pins.open_programs(
         settings.directory,
-        text=source.program_text(files),
+        text=source.program_text(files, settings.tunnel),
         headers=files / "headers",
         map_home=map_home,
         maps=maps,
@@ -409,15 +462,6 @@ def _open_hooks(settings: Settings) -> Hooks:
     if tcx.is_supported():
         return tcx.TcxHooks(settings.directory / "links", FilterHooks(settings.handle))
     return FilterHooks(settings.handle)
-
-
-def _underlay(raw: Config) -> Underlay:
-    return Underlay(
-        node=bytes(raw.node),
-        port=bytes(raw.port),
-        vni=bytes(raw.vni),
-        vtep_mac=bytes(raw.vtep_mac),
-    )
 
 
 def _read_clock(clock: int) -> tuple[int, int]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+from kersey_loader.tunnel import TunnelKind
+
 Mac = ctypes.c_uint8 * 6
 Address = ctypes.c_uint8 * 4
 """An IPv4 address in network byte order."""
@@ -23,6 +25,7 @@ class Program(IntEnum):
     TO_POD = 1
     FROM_UPLINK = 2
     TO_OVERLAY = 3
+    TO_UPLINK = 4
 
     @property
     def function(self) -> str:
@@ -64,14 +67,16 @@ class Verdict(IntEnum):
     NODE = 28
     OTHER_ADDRESS = 29
     NOT_POD = 30
-    UNSEEN = 31
-    CHANGED = 32
-    OTHER_GATEWAY = 33
-    UNKNOWN_NODE = 34
-    FOREIGN_SOURCE = 35
-    OUTSIDE_SOURCE = 36
-    HIDDEN_SOURCE = 37
-    POD_TUNNEL = 38
+    NOT_TUNNELLED = 31
+    TUNNELLED = 32
+    UNSEEN = 33
+    CHANGED = 34
+    OTHER_GATEWAY = 35
+    UNKNOWN_NODE = 36
+    FOREIGN_SOURCE = 37
+    OUTSIDE_SOURCE = 38
+    HIDDEN_SOURCE = 39
+    POD_TUNNEL = 40
 
     @property
     def forged(self) -> bool:
@@ -121,7 +126,8 @@ class Config(ctypes.LittleEndianStructure):
         ("spoof", ctypes.c_uint8),
         ("vtep_mac", Mac),
         ("hertz", ctypes.c_uint16),
-        ("reserved", ctypes.c_uint8 * 6),
+        ("reserved", ctypes.c_uint16),
+        ("carrier", ctypes.c_uint32),
     )
 
 
@@ -135,7 +141,8 @@ class Peer(ctypes.LittleEndianStructure):
         ("partial_sum", ctypes.c_uint32),
         ("counter", ctypes.c_uint32),
         ("vtep_mac", Mac),
-        ("reserved", ctypes.c_uint8 * 38),
+        ("direct", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8 * 37),
         ("template", ctypes.c_uint64 * 8),
     )
 
@@ -267,14 +274,17 @@ def map_specs(*, subnets: int, peers: int, flows: int, ports: int) -> tuple[MapS
     )
 
 
-def layout_hash(specs: tuple[MapSpec, ...]) -> str:
-    """Return a short name for the layout of maps: equal exactly if their contents can be shared."""
+def layout_hash(specs: tuple[MapSpec, ...], tunnel: TunnelKind) -> str:
+    """Return a short name for the layout of maps: equal exactly if their contents can be shared.
+
+    What the programs of one tunnel wrote means something else to those of another.
+    """
     fields = {
         name: [(field, getattr(struct, field).offset) for field in _field_names(struct)]
         for name, struct in STRUCTS.items()
     }
     maps = [(s.name, s.type, s.key_size, s.value_size, s.max_entries) for s in specs]
-    text = json.dumps([fields, maps], sort_keys=True)
+    text = json.dumps([fields, maps, tunnel], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -15,11 +15,13 @@ from types import MappingProxyType
 from kersey_loader.bpf import Map
 from kersey_loader.errors import PeersFullError
 from kersey_loader.layout import Address, Mac, Peer, Traffic
+from kersey_loader.tunnel import Tunnel, partial_sum
 
 REST = 1.0
 """Seconds that a withdrawn slot, and a changed node's former address, stay as they are."""
 
 _NOBODY = bytes(4)
+_Template = ctypes.c_uint64 * 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,39 +30,36 @@ class Record:
 
     node: IPv4Address
     vtep_mac: bytes
+    direct: bool
     nexthop: IPv4Address | None
 
 
 @dataclass(frozen=True, slots=True)
 class Underlay:
-    """What is ours in every outer header. `vni` in the upper 24 of 32 bits, as on the wire."""
+    """What is ours in every outer header; without a tunnel there is none."""
 
-    node: bytes
-    port: bytes
-    vni: bytes
-    vtep_mac: bytes
+    node: IPv4Address
+    tunnel: Tunnel | None
+
+    def template(self, record: Record) -> bytes:
+        """Return the headers in front of a packet to a peer."""
+        if self.tunnel is None:
+            return b""
+        return self.tunnel.template(source=self.node, destination=record.node, mac=record.vtep_mac)
 
 
 def encode(record: Record, underlay: Underlay, *, previous_node: bytes, counter: int) -> Peer:
     """Return the slot of a peer: its header template and the sum of what never changes in it."""
-    node = record.node.packed
-    ip = bytes.fromhex("450000000000000040110000") + underlay.node + node
-    template = (
-        bytes(12)
-        + bytes.fromhex("0800")  # outer Ethernet: the neighbour entry fills the addresses in
-        + ip
-        + bytes(2) + underlay.port + bytes(4)
-        + bytes.fromhex("08000000") + underlay.vni
-        + record.vtep_mac + underlay.vtep_mac + bytes.fromhex("0800")
-    )  # fmt: skip
+    template = underlay.template(record)
     return Peer(
-        node=Address(*node),
+        node=Address(*record.node.packed),
         previous_node=Address(*previous_node),
         nexthop=Address(*(record.nexthop.packed if record.nexthop else _NOBODY)),
-        partial_sum=sum(int.from_bytes(ip[at : at + 2], "little") for at in range(0, 20, 2)),
+        partial_sum=partial_sum(template),
         counter=counter,
         vtep_mac=Mac(*record.vtep_mac),
-        template=(ctypes.c_uint64 * 8).from_buffer_copy(template),
+        direct=record.direct,
+        template=_Template.from_buffer_copy(template.ljust(ctypes.sizeof(_Template), b"\0")),
     )
 
 
@@ -71,6 +70,7 @@ def decode(value: bytes) -> Record:
     return Record(
         node=IPv4Address(bytes(peer.node)),
         vtep_mac=bytes(peer.vtep_mac),
+        direct=bool(peer.direct),
         nexthop=IPv4Address(nexthop) if nexthop != _NOBODY else None,
     )
 
@@ -86,6 +86,7 @@ class PeerTable:
         self._slot_of: dict[int, int] = {}
         self._value_of: dict[int, Peer] = {}
         self._record_of: dict[int, Record] = {}
+        self._was_direct: dict[int, bool] = {}
         self._resting: deque[tuple[float, int]] = deque()
         self._moved: deque[tuple[float, int]] = deque()
         self._adopt()
@@ -102,6 +103,14 @@ class PeerTable:
     def records(self) -> Mapping[int, Record]:
         """Return the peers as they are published, by subnet index."""
         return MappingProxyType(self._record_of)
+
+    def turns(self, changes: Mapping[int, Record | None]) -> bool:
+        """Return whether any peer, or one that comes back, goes from direct to tunnel or back."""
+        return any(
+            record.direct is not self._was_direct.get(index, record.direct)
+            for index, record in changes.items()
+            if record is not None
+        )
 
     def apply(self, changes: Mapping[int, Record | None], underlay: Underlay) -> None:
         """Publish peers, and withdraw those that are None.
@@ -168,7 +177,8 @@ class PeerTable:
                 value = slots[slot * size : (slot + 1) * size]
                 self._slot_of[index] = slot
                 self._value_of[index] = Peer.from_buffer_copy(value)
-                self._record_of[index] = decode(value)
+                self._record_of[index] = record = decode(value)
+                self._was_direct[index] = record.direct
                 self._note_move(index)
 
     def _repair_nodes(self) -> None:
@@ -202,6 +212,7 @@ class PeerTable:
                 self._slot_of[index] = placed[index]
                 self._value_of[index] = values[index]
                 self._record_of[index] = record
+                self._was_direct[index] = record.direct
                 self._note_move(index)
             else:
                 self._slot_of.pop(index, None)

@@ -1,6 +1,6 @@
 """Maps and programs as they are pinned on bpffs, so that they outlive every process of ours.
 
-    <directory>/maps-<hash of the layout>/<map>
+    <directory>/maps-<hash of layout and tunnel>/<map>
     <directory>/programs-<hash of text and maps>/<program>
 
 Equal layout: the maps are adopted with their contents. Equal text too: the programs are adopted and
@@ -19,6 +19,7 @@ from kersey_loader import compile_child
 from kersey_loader.bpf import Descriptor, Map, map_info, open_map, open_pin, pin, program_info
 from kersey_loader.errors import CompileError, LoaderError, ToolchainError, VerifierError
 from kersey_loader.layout import MapSpec, Program, layout_hash
+from kersey_loader.tunnel import TunnelKind
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +47,14 @@ class Pinned:
             descriptor.close()
 
 
-def open_maps(directory: Path, specs: tuple[MapSpec, ...]) -> tuple[Path, dict[str, Map], bool]:
+def open_maps(
+    directory: Path, specs: tuple[MapSpec, ...], tunnel: TunnelKind
+) -> tuple[Path, dict[str, Map], bool]:
     """Adopt the pinned maps of this layout, or make and pin those that are missing.
 
     Returns their directory, the maps, and whether any of them is new. Raises BpfError.
     """
-    home = directory / f"maps-{layout_hash(specs)}"
+    home = directory / f"maps-{layout_hash(specs, tunnel)}"
     home.mkdir(mode=0o700, exist_ok=True)
     maps, fresh = {}, False
     for spec in specs:

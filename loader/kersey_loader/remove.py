@@ -6,76 +6,44 @@ made for. Detached by this, packets take the kernel's own path at once.
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
-from kersey_loader.attach import NAME_PREFIX, PRIORITY, Direction
-from kersey_loader.errors import AttachError, BpfError
+from kersey_loader.attach import FilterHooks
+from kersey_loader.errors import BpfError
 from kersey_loader.tcx import remove_link
 
-_ALL_PROTOCOLS = 0x0003  # ETH_P_ALL
+
+def remove_network(directory: Path, *, handle: int) -> int:
+    """Take one network's programs off all devices, and unpin what is in `directory`.
+
+    Returns how many pins there were. Raises AttachError, BpfError.
+    """
+    with FilterHooks(handle) as hooks:
+        hooks.remove_all(of_every_network=False)
+    return remove_pins(directory.parent, directory.name)
 
 
 def detach_everything() -> int:
-    """Remove all our filters; return how many. Raises AttachError.
-
-    An empty clsact stays: to remove it would stop the device's queues for a moment.
-    """
-    count = 0
-    with IPRoute() as netlink:
-        for link in netlink.get_links():
-            ifindex = link["index"]
-            try:
-                count += _detach(netlink, ifindex)
-            except NetlinkError as error:
-                raise AttachError(f"cannot detach from device {ifindex}: {error}") from error
-    return count
+    """Remove all our filters; return how many. Raises AttachError."""
+    with FilterHooks(0) as hooks:
+        return hooks.remove_all(of_every_network=True)
 
 
-def remove_pins(directory: Path) -> int:
-    """Unpin all maps and programs below `directory`; return how many. Raises BpfError."""
+def remove_pins(directory: Path, network: str = "*") -> int:
+    """Unpin all maps and programs of networks in `directory`; return how many. Raises BpfError."""
     homes = [
         path
-        for pattern in ("*/links", "*/maps-*", "*/programs-*")
-        for path in directory.glob(pattern)
+        for kind in ("links", "maps-*", "programs-*")
+        for path in directory.glob(f"{network}/{kind}")
         if path.is_dir()
     ]
     count = sum(1 for home in homes for _ in home.iterdir())
     try:
-        for link in directory.glob("*/links/*"):
+        for link in directory.glob(f"{network}/links/*"):
             remove_link(link)
         for home in homes:
             shutil.rmtree(home)
-        for network in {home.parent for home in homes}:
-            network.rmdir()
+        for parent in {home.parent for home in homes}:
+            parent.rmdir()
     except OSError as error:
         raise BpfError(f"unpin below {directory}", error.errno or 0, str(error)) from error
     return count
-
-
-def _detach(netlink: IPRoute, ifindex: int) -> int:
-    found = [
-        (direction, message)
-        for direction in Direction
-        for message in netlink.get_filters(index=ifindex, parent=direction)
-    ]
-    ours = [(direction, message) for direction, message in found if _is_ours(message)]
-    for direction, message in ours:
-        netlink.tc(
-            "del-filter",
-            "bpf",
-            ifindex,
-            message["handle"],
-            parent=direction,
-            prio=PRIORITY,
-            protocol=_ALL_PROTOCOLS,
-        )
-    return len(ours)
-
-
-def _is_ours(message: Any) -> bool:
-    options = message.get_attr("TCA_OPTIONS")
-    name = options.get_attr("TCA_BPF_NAME") if options is not None else None
-    return isinstance(name, str) and name.startswith(NAME_PREFIX)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from kersey_control.addresses import Vni
-from kersey_control.backends.vxlan import VxlanBackend, derive_mac
+from kersey_control.backends.vxlan import derive_mac
 from kersey_control.errors import KernelError, PeerRefusedError
 from kersey_control.lease import Lease
-from vxlan_lab import CONFIG, NETWORK, Lab, ip, peer, show
+from vxlan_lab import CONFIG, Lab, ip, peer, show, vxlan_backend
 
 UPLINK_ADDRESS = IPv4Address("198.18.0.1")
 
@@ -89,7 +89,7 @@ def test_flannels_device_is_adopted_with_its_mac(lab: Lab) -> None:
     before = _ifindex()
     lab.ready()
     assert _ifindex() == before == lab.backend.ifindex
-    assert _device()["mac"] == lab.backend.mac == "da:86:87:c5:fb:1d"
+    assert _device()["mac"] == lab.backend.tunnel.mac.hex(":") == "da:86:87:c5:fb:1d"
 
 
 @pytest.mark.parametrize(
@@ -225,24 +225,6 @@ def test_program_that_holds_the_port_is_reported_and_survived(lab: Lab) -> None:
     assert _device()["up"] is True
 
 
-def test_removal_leaves_nothing_of_ours_and_everything_else(lab: Lab) -> None:
-    lab.ready()
-    lab.forwarding.set_peers([peer(1), peer(2)], now=0.0)
-    ip("route add 10.128.7.0/24 via 198.18.0.77 dev up0")
-    lab.backend.remove()
-    lab.backend.remove()
-    assert [link["ifname"] for link in show("ip link show type vxlan")] == []
-    assert lab.nexthops() == []
-    assert [route[0] for route in lab.routes()] == ["10.128.7.0/24"]
-
-
-def test_removal_works_for_a_device_of_an_earlier_run(lab: Lab) -> None:
-    lab.ready()
-    lab.restart()
-    lab.backend.remove()
-    assert show("ip link show type vxlan") == []
-
-
 def _lease(**fields: object) -> Lease:
     lease = Lease(
         subnet=IPv4Network("10.128.1.0/24"),
@@ -262,7 +244,7 @@ def test_lease_becomes_a_peer(ready_lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"backend_type": "host-gw"}, "BackendType: got 'host-gw', expected vxlan"),
+        ({"backend_type": "host-gw"}, "BackendType: got 'host-gw', expected 'vxlan'"),
         ({"backend_data": b""}, "BackendData: got b''"),
         ({"backend_data": b"[]"}, "BackendData: got b'\\[\\]'"),
         ({"backend_data": b'{"VNI":1}'}, "VtepMAC"),
@@ -285,13 +267,13 @@ def test_lease_that_cannot_be_reached_is_refused_with_the_reason(
 
 
 def test_lease_with_our_own_mac_is_refused(ready_lab: Lab) -> None:
-    data = json.dumps({"VNI": 1, "VtepMAC": ready_lab.backend.mac}).encode()
+    data = json.dumps({"VNI": 1, "VtepMAC": ready_lab.backend.tunnel.mac.hex(":")}).encode()
     with pytest.raises(PeerRefusedError, match="expected one that is not our own"):
         ready_lab.backend.peer(_lease(backend_data=data))
 
 
 def test_nothing_is_known_before_preparation(lab: Lab) -> None:
-    backend = VxlanBackend(CONFIG, NETWORK, "node-1", lab.links, lab.rtnl)
+    backend = vxlan_backend(lab.links, lab.rtnl)
     for question in (lambda: backend.mtu, lambda: backend.lease_data, backend.actual):
         with pytest.raises(KernelError, match="not prepared yet"):
             question()

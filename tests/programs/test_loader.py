@@ -20,16 +20,15 @@ from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings
 from kersey_loader.errors import AttachError, CompileError, LoaderError, VerifierError
 from kersey_loader.layout import MapSpec, MapType, Program
 from kersey_loader.probe import probe
+from kersey_loader.tunnel import VxlanTunnel
 
 CONFIG = DatapathConfig(
     uplink=1,
     node=IPv4Address("198.18.0.1"),
-    vtep_mac=p.mac(VTEP),
     subnet=OWN,
-    vni=1,
-    port=8472,
     mtu=1450,
     pod_mtu=1450,
+    tunnel=VxlanTunnel(vni=1, port=8472, mac=p.mac(VTEP)),
 )
 ENTRY = PeerEntry(PEER, IPv4Address(PEER_NODE), p.mac(PEER_VTEP))
 
@@ -105,10 +104,10 @@ def changed_source(scratch: Path, name: str, old: str, new: str) -> Path:
 def compile_copy(settings: Settings, directory: Path) -> None:
     ensure_bpffs(settings.directory)
     specs = layout.map_specs(subnets=256, peers=256, flows=64, ports=8)
-    home, maps, _ = pins.open_maps(settings.directory, specs)
+    home, maps, _ = pins.open_maps(settings.directory, specs, settings.tunnel)
     pins.open_programs(
         settings.directory,
-        text=source.program_text(directory),
+        text=source.program_text(directory, settings.tunnel),
         headers=source.bpf_directory() / "headers",
         map_home=home,
         maps=maps,
@@ -247,7 +246,7 @@ def test_links_take_the_place_of_an_older_versions_filters(settings: Settings) -
     with load(settings) as loaded, FilterHooks(settings.handle) as filters:
         fd = loaded.program_fd(Program.FROM_UPLINK)
         filters.attach(port, Direction.INGRESS, program="from_uplink", fd=fd)
-        loaded.attach_uplink(port)
+        loaded.attach_uplink(port, direct=False)
         assert filters.attached(port) == ()
         assert len(loaded.attachments()) == 1
 
@@ -277,8 +276,8 @@ def test_links_of_another_network_stay(settings: Settings) -> None:
     port = ifindex("v0")
     theirs = replace(settings, directory=settings.directory / "theirs", handle=7)
     with load(settings) as mine, load(theirs) as other:
-        mine.attach_uplink(port)
-        other.attach_uplink(port)
+        mine.attach_uplink(port, direct=False)
+        other.attach_uplink(port, direct=False)
         assert len(mine.attachments()) == len(other.attachments()) == 1
         mine.remove_pod_port(port)
         assert mine.attachments() == ()

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from kersey_control.addresses import Vni
 from kersey_control.errors import InvalidInputError
 from kersey_control.netconfig import (
+    AllocConfig,
+    BackendConfig,
+    ExtensionConfig,
+    HostGwConfig,
+    IpipConfig,
     NetworkConfig,
+    UdpConfig,
     VxlanConfig,
     apply_live,
     compare,
@@ -44,6 +50,44 @@ def test_a_bare_network_gets_every_default() -> None:
             vni=Vni(1), port=8472, mtu=None, gbp=False, learning=False, direct_routing=False
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings"),
+    [
+        ({"Type": "udp"}, UdpConfig(port=8285)),
+        ({"Type": "UDP", "Port": 9000, "VNI": 7}, UdpConfig(port=9000)),
+        ({"Type": "host-gw"}, HostGwConfig()),
+        ({"Type": "ipip"}, IpipConfig(direct_routing=False)),
+        ({"Type": "ipip", "DirectRouting": True}, IpipConfig(direct_routing=True)),
+        ({"Type": "alloc"}, AllocConfig()),
+        (
+            {
+                "Type": "extension",
+                "PreStartupCommand": "echo 'a b' $HOME",
+                "SubnetAddCommand": ["ip", "route", "add"],
+            },
+            ExtensionConfig(
+                pre_startup=("echo", "a b", "$HOME"),
+                post_startup=(),
+                subnet_add=("ip", "route", "add"),
+                subnet_remove=(),
+            ),
+        ),
+    ],
+)
+def test_each_backend_has_its_own_settings(
+    backend: dict[str, object], settings: BackendConfig
+) -> None:
+    assert parse(Backend=backend).backend == settings
+
+
+def test_another_backend_needs_a_restart_whatever_it_says_of_mtu() -> None:
+    old, new = parse(Backend={"Type": "vxlan", "MTU": 1400}), parse(Backend={"Type": "udp"})
+    change = compare(old, new)
+    assert change.live == ()
+    assert {"Backend.Type", "Backend.Port", "Backend.MTU"} <= set(change.restart)
+    assert apply_live(old, new) == old
 
 
 @pytest.mark.parametrize(
@@ -193,8 +237,25 @@ def test_every_vxlan_field_is_read() -> None:
         ({"IPv6Network": "nonsense"}, "IPv6Network", "IPv6 network"),
         ({"Backend": "vxlan"}, "Backend", "a JSON object"),
         ({"Backend": {"Type": 1}}, "Backend.Type", "a string"),
-        ({"Backend": {"Type": "host-gw"}}, "Backend.Type", "this version"),
-        ({"Backend": {"Type": "UDP"}}, "Backend.Type", "this version"),
+        ({"Backend": {"Type": "wireguard"}}, "Backend.Type", "flannel alone has this one"),
+        ({"Backend": {"Type": "IPsec"}}, "Backend.Type", "one of vxlan, udp, host-gw, ipip"),
+        ({"Backend": {"Type": "udp", "Port": 0}}, "Backend.Port", "from 1 to 65535"),
+        ({"Backend": {"Type": "ipip", "DirectRouting": 1}}, "Backend.DirectRouting", "true or"),
+        (
+            {"Backend": {"Type": "extension", "SubnetAddCommand": "ip 'route"}},
+            "Backend.SubnetAddCommand",
+            "balanced quotes",
+        ),
+        (
+            {"Backend": {"Type": "extension", "SubnetAddCommand": ["ip", 1]}},
+            "Backend.SubnetAddCommand",
+            "a string or a list of strings",
+        ),
+        (
+            {"Backend": {"Type": "extension", "PreStartupCommand": ["", "x"]}},
+            "Backend.PreStartupCommand",
+            "a program and its arguments",
+        ),
         ({"Backend": {"Type": "vxlam"}}, "Backend.Type", "no backend has this name"),
         ({"Backend": {"VNI": 0}}, "Backend.VNI", "from 1 to 16777215"),
         ({"Backend": {"VNI": 2**24}}, "Backend.VNI", "from 1 to 16777215"),

@@ -2,8 +2,8 @@
 
 Promises the device that flannel makes (flannel pkg/backend/vxlan), or adopts the one flannel left,
 MAC and peers included. It never changes a device of another name, and never programs peers
-itself: it says what the kernel must hold, `forwarding` does it. Peers are reached through the
-tunnel only; DirectRouting is not offered here.
+itself: it says what the kernel must hold, `forwarding` does it. With DirectRouting a peer whose
+node is a neighbour on the uplink's link is reached by a plain route, others through the tunnel.
 """
 
 import errno
@@ -11,35 +11,30 @@ import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
+from kersey_loader.tunnel import VxlanTunnel
 
-from kersey_control.addresses import Mac, Vni, gateway_of, mac_from_bytes, parse_mac
+from kersey_control.addresses import Mac, Vni, gateway_of, mac_bytes, mac_from_bytes, parse_mac
+from kersey_control.backends.base import Backend, check_lease, refusal, routed_by
+from kersey_control.backends.device import (
+    MIN_MTU,
+    ignore_router_advertisements,
+    keep_address,
+    outer_source,
+)
 from kersey_control.errors import InvalidInputError, KernelError, PeerRefusedError
 from kersey_control.lease import Lease
-from kersey_control.netconfig import VxlanConfig
-from kersey_control.netlink import Link, Links, RequestError, VxlanSpec, write_sysctl
+from kersey_control.netconfig import BackendConfig, VxlanConfig
+from kersey_control.netlink import Link, Links, RequestError, VxlanSpec
 from kersey_control.peer import Peer, Via
-from kersey_control.reconcile import (
-    FdbEntry,
-    KernelObject,
-    KernelState,
-    Neighbour,
-    Nexthop,
-    Plan,
-    Route,
-)
+from kersey_control.reconcile import FdbEntry, KernelObject, KernelState, Neighbour
 from kersey_control.rtnetlink import Rtnl
+from kersey_control.underlay import Underlay
 from kersey_control.uplink import Uplink
 
 logger = logging.getLogger(__name__)
-
-OVERHEAD = 50
-"""Bytes that VXLAN over IPv4 adds: inner Ethernet 14, VXLAN 8, UDP 8, IP 20 (RFC 7348)."""
-
-MIN_MTU = 576
-"""The smallest MTU that we give to pods: what every IPv4 host must accept (RFC 791)."""
 
 
 class _BackendData(msgspec.Struct):
@@ -57,34 +52,38 @@ class _Device:
 
     ifindex: int
     uplink: int
+    source: IPv4Address
     mac: Mac
     mtu: int
 
 
-class VxlanBackend:
-    """Own `flannel.<VNI>`. One thread at a time."""
+class VxlanBackend(Backend):
+    """Own `flannel.<VNI>`: the name that flannel nodes expect too."""
 
-    lease_type = "vxlan"
+    name = lease_type = "vxlan"
+    overhead = 50  # inner Ethernet 14, VXLAN 8, UDP 8, IP 20 (RFC 7348)
+    device_name: str
 
     def __init__(
         self,
         config: VxlanConfig,
+        *,
         network: IPv4Network,
+        subnet_len: int,
         node_id: str,
         links: Links,
         rtnl: Rtnl,
+        underlay: Underlay,
     ) -> None:
         self._config = config
+        self.device_name = f"flannel.{config.vni}"
         self._network = network
+        self._subnet_len = subnet_len
         self._node_id = node_id
         self._links = links
         self._rtnl = rtnl
+        self._underlay = underlay
         self._device_now: _Device | None = None
-
-    @property
-    def device_name(self) -> str:
-        """Return the name of our device, which flannel nodes expect too."""
-        return f"flannel.{self._config.vni}"
 
     @property
     def ifindex(self) -> int:
@@ -92,9 +91,21 @@ class VxlanBackend:
         return self._device.ifindex
 
     @property
-    def mac(self) -> Mac:
-        """Return our VTEP MAC."""
-        return self._device.mac
+    def tunnel(self) -> VxlanTunnel:
+        """Return VXLAN with our VTEP MAC."""
+        return VxlanTunnel(
+            vni=self._config.vni, port=self._config.port, mac=mac_bytes(self._device.mac)
+        )
+
+    @property
+    def source(self) -> IPv4Address:
+        """Return the device's local address."""
+        return self._device.source
+
+    @property
+    def has_direct_peers(self) -> bool:
+        """Return whether DirectRouting is set."""
+        return self._config.direct_routing
 
     @property
     def mtu(self) -> int:
@@ -106,9 +117,10 @@ class VxlanBackend:
         """Return `{"VNI":1,"VtepMAC":"..."}`: flannel recovers its MAC from exactly this form."""
         return _encode_data(_BackendData(vni=self._config.vni, mac=self._device.mac))
 
-    def configure(self, config: VxlanConfig) -> None:
-        """Follow another config of the same VNI from the next `prepare` on."""
-        self._config = config
+    def configure(self, config: BackendConfig) -> None:
+        """Follow another MTU from the next `prepare` on."""
+        if isinstance(config, VxlanConfig):
+            self._config = config
 
     def prepare(self, uplink: Uplink) -> None:
         """Create, adopt or repair our device. Idempotent. Raises KernelError.
@@ -124,28 +136,16 @@ class VxlanBackend:
             found = self._create(spec)
         self._links.mark(found)
         self._bring_up(found, spec)
-        self._device_now = _Device(found.ifindex, uplink.ifindex, spec.mac, spec.mtu)
-        self._ignore_router_advertisements()
+        self._device_now = _Device(found.ifindex, uplink.ifindex, spec.local, spec.mac, spec.mtu)
+        ignore_router_advertisements(self.device_name)
 
     def assign(self, subnet: IPv4Network) -> None:
         """Give the device the subnet's base as a /32, and take other pod addresses from it."""
-        wanted = IPv4Interface((gateway_of(subnet), 32))
-        present = self._links.addresses(self.ifindex)
-        if wanted not in present:
-            self._links.add_address(self.ifindex, wanted)
-            self._log("address added", address=str(wanted))
-        for address in present:
-            if address != wanted and address.ip in self._network:
-                self._links.remove_address(self.ifindex, address)
-                self._log("address removed", address=str(address))
+        keep_address(self._links, self.ifindex, subnet, self._network)
 
     def peer(self, lease: Lease) -> Peer:
         """Return the peer that a lease describes. Raises PeerRefusedError with the reason."""
-        if lease.backend_type != self.lease_type:
-            raise _refusal("BackendType", lease.backend_type, self.lease_type)
-        node = lease.public_ip
-        if node.is_unspecified or node.is_multicast or node.is_loopback or node == _BROADCAST:
-            raise _refusal("PublicIP", str(node), "a unicast address")
+        check_lease(lease, frozenset({self.lease_type}))
         try:
             data = _decode_data(lease.backend_data)
             mac = parse_mac(data.mac, field="BackendData.VtepMAC")
@@ -153,40 +153,39 @@ class VxlanBackend:
             raise PeerRefusedError(str(error)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             expected = f'{{"VNI":<n>,"VtepMAC":"<mac>"}} ({error})'
-            raise _refusal("BackendData", lease.backend_data[:200], expected) from None
+            raise refusal("BackendData", lease.backend_data[:200], expected) from None
         if data.vni != self._config.vni:
-            raise _refusal("BackendData.VNI", data.vni, f"our VNI {self._config.vni}")
+            raise refusal("BackendData.VNI", data.vni, f"our VNI {self._config.vni}")
         if self._device_now is not None and mac == self._device_now.mac:
-            raise _refusal("BackendData.VtepMAC", mac, "one that is not our own")
-        return Peer(subnet=lease.subnet, node=node, via=Via.VXLAN, mac=mac)
+            raise refusal("BackendData.VtepMAC", mac, "one that is not our own")
+        if self._config.direct_routing and self._underlay.is_neighbour(
+            lease.public_ip, self._device.uplink
+        ):
+            return Peer(subnet=lease.subnet, node=lease.public_ip, via=Via.DIRECT)
+        return Peer(subnet=lease.subnet, node=lease.public_ip, via=Via.VXLAN, mac=mac)
 
     def objects(self, peer: Peer) -> Iterable[KernelObject]:
-        """Return forwarding entry, neighbour, nexthop and route. Raises PeerRefusedError."""
+        """Return forwarding entry, neighbour, nexthop and route, or only the latter two."""
+        if peer.via is Via.DIRECT:
+            return routed_by(peer, self._device.uplink, peer.node, onlink=False)
         if peer.via is not Via.VXLAN or peer.mac is None:
-            raise _refusal("via", peer.via, "vxlan, with a MAC")
+            raise refusal("via", peer.via, "vxlan, with a MAC")
         ifindex, gateway = self._device.ifindex, gateway_of(peer.subnet)
-        identity = int(gateway)
         return (
             FdbEntry(ifindex, peer.mac, peer.node),
             Neighbour(ifindex, gateway, peer.mac),
-            Nexthop(identity, ifindex, gateway, onlink=True),
-            Route(peer.subnet, identity),
+            *routed_by(peer, ifindex, gateway, onlink=True),
         )
 
     def actual(self) -> KernelState:
         """Read back every kernel object that is ours to keep or remove. Raises KernelError."""
         device = self._device
-        return self._rtnl.owned(overlay=device.ifindex, uplink=device.uplink, network=self._network)
-
-    def remove(self) -> None:
-        """Delete our device, known or left by an earlier run, and our objects on the uplink."""
-        if self._device_now is not None and self._links.find(self.device_name) is not None:
-            self._rtnl.apply(Plan(remove=tuple(reversed(self.actual().values()))))
-        found = self._links.find(self.device_name)
-        if found is not None:
-            self._links.delete(found)
-            self._log("deleted")
-        self._device_now = None
+        return self._rtnl.owned(
+            overlay=device.ifindex,
+            uplink=device.uplink,
+            network=self._network,
+            adopt=self._subnet_len if self._config.direct_routing else None,
+        )
 
     @property
     def _device(self) -> _Device:
@@ -200,22 +199,12 @@ class VxlanBackend:
             vni=self._config.vni,
             port=self._config.port,
             lower=uplink.ifindex,
-            local=self._local_address(uplink),
+            local=outer_source(self._links, uplink),
             learning=self._config.learning,
             gbp=self._config.gbp,
             mac=self._choose_mac(found, uplink),
             mtu=self._choose_mtu(uplink),
         )
-
-    def _local_address(self, uplink: Uplink) -> IPv4Address:
-        """Return the outer source address: the public one if this host has it, as others know it.
-
-        Behind NAT the host does not have it and the kernel would drop what it is to send from it.
-        """
-        public = uplink.public_ip
-        if public == uplink.address or self._links.has_address(public):
-            return public
-        return uplink.address
 
     def _choose_mac(self, found: Link | None, uplink: Uplink) -> Mac:
         """Return the MAC in use, or a stable one: peers know us by it, so it must not wander."""
@@ -230,7 +219,7 @@ class VxlanBackend:
 
     def _choose_mtu(self, uplink: Uplink) -> int:
         underlay = min(self._config.mtu or uplink.mtu, uplink.mtu)
-        mtu = underlay - OVERHEAD
+        mtu = underlay - self.overhead
         if mtu < MIN_MTU:
             raise KernelError(
                 f"MTU of {self.device_name}: got {mtu} ({uplink.name} has {uplink.mtu}, Backend.MTU"
@@ -331,19 +320,8 @@ class VxlanBackend:
             raise KernelError(f"{spec.name}: deleted by someone while being prepared")
         return found
 
-    def _ignore_router_advertisements(self) -> None:
-        """Keep IPv6 routers on the overlay from configuring us; harmless where IPv6 is off."""
-        try:
-            if write_sysctl(f"net/ipv6/conf/{self.device_name}/accept_ra", "0"):
-                self._log("accept_ra switched off")
-        except RequestError as error:  # a read-only /proc/sys must not end the network
-            logger.warning("sysctl not set", extra={"error": str(error)})
-
     def _log(self, event: str, **fields: object) -> None:
         logger.info("overlay device %s", event, extra={"device": self.device_name, **fields})
-
-
-_BROADCAST = IPv4Address("255.255.255.255")
 
 
 def derive_mac(node_id: str, address: IPv4Address, vni: Vni) -> Mac:
@@ -375,7 +353,3 @@ def incompatibility(found: Link, spec: VxlanSpec) -> str | None:
         if got != expected:
             return f"{name}: got {got}, expected {expected}"
     return None
-
-
-def _refusal(field: str, value: object, expected: str) -> PeerRefusedError:
-    return PeerRefusedError(f"{field}: got {value!r}, expected {expected}")

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * All that is ever written into a packet: the tunnel's headers put on and
+ * taken off, or a router's hop alone. Each function prepares everything before
+ * its first change, which is the one that can be refused: then the packet is
+ * as it was. No maps.
+ */
+#pragma once
+#include "csum.h"
+#include "parse.h"
+#include "tunnel.h"
+
+struct tunnel_headers {
+	struct ethernet ethernet;
+	struct ipv4 ip;
+	struct tunnel_body body;
+} __attribute__((packed, aligned(2)));
+
+/* All headers in front of the inner packet, as a peer's slot has them. */
+#define TUNNEL_TEMPLATE (sizeof(struct ethernet) + TUNNEL_ROOM)
+_Static_assert(TUNNEL_TEMPLATE <= sizeof(((struct peer *)0)->template),
+	       "the template has room for all headers");
+
+/* The inner header up to its addresses, which stay as they are. */
+#define REWRITTEN offsetof(struct ipv4, src)
+
+/*
+ * ENCAP_L3 and what the tunnel adds: sets the GSO type, so that a super-packet
+ * crosses whole and is segmented inside the tunnel header. FIXED_GSO: pods'
+ * MTU already leaves the room, so the segment size stays. NO_CSUM_RESET: the
+ * inner checksum state stays as true as it was.
+ */
+#define TUNNEL_PUSH_FLAGS \
+	(BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | TUNNEL_ENCAP | TUNNEL_POP_FLAGS)
+#define TUNNEL_POP_FLAGS \
+	(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET)
+
+/* RFC 6040 as the kernel's INET_ECN_encapsulate: CE does not go outside. */
+static __always_inline u8 outer_ecn(u8 inner_tos)
+{
+	u8 ecn = inner_tos & ECN_MASK;
+
+	return ecn == ECN_CE ? ECN_ECT0 : ecn;
+}
+
+/* Whether taking the outer header off would have to change the inner ECN. */
+static __always_inline bool congestion_matters(u8 outer_tos, u8 inner_tos)
+{
+	u8 outer = outer_tos & ECN_MASK, inner = inner_tos & ECN_MASK;
+
+	return outer == ECN_CE || (outer == ECN_ECT1 && inner != ECN_ECT1);
+}
+
+static __always_inline void take_hops(struct ipv4 *ip, int hops)
+{
+#pragma unroll
+	for (int i = 0; i < hops; i++)
+		decrement_ttl(ip);
+}
+
+/*
+ * Puts the headers on and takes the tunnel's hops from the inner TTL. False:
+ * the kernel refused (a packet that is a tunnel's already, GSO of another
+ * kind).
+ *
+ * bpf_skb_store_bytes and not direct writes: those make the kernel unshare
+ * the head of every packet that enters the program, written or not.
+ */
+static __always_inline bool tunnel_push(struct __sk_buff *skb,
+					const struct peer *peer,
+					__be16 source_port, u16 id)
+{
+	const struct ethernet *ethernet = (void *)(long)skb->data;
+	const struct ipv4 *inner = (const void *)(ethernet + 1);
+	struct tunnel_headers headers __attribute__((aligned(8)));
+	u32 sum;
+
+	if (!TUNNEL_ROOM ||
+	    (const void *)(inner + 1) > (void *)(long)skb->data_end)
+		return false;
+	__builtin_memcpy(&headers, peer->template, TUNNEL_TEMPLATE);
+	__builtin_memcpy(&headers.body.inner_ip, inner, REWRITTEN);
+	take_hops(&headers.body.inner_ip, TUNNEL_HOPS);
+	headers.ip.tos = outer_ecn(inner->tos);
+	headers.ip.total_len =
+		be16((u16)(host16(inner->total_len) + TUNNEL_ROOM));
+	headers.ip.id = be16(id);
+	sum = peer->partial_sum +
+	      tunnel_fill(&headers.ip, &headers.body, source_port);
+	/* TOS is the second byte of its word in memory. */
+	headers.ip.check = csum_fold(sum + (headers.ip.tos << 8) +
+				     headers.ip.total_len + headers.ip.id);
+
+	if (bpf_skb_adjust_room(skb, TUNNEL_ROOM, BPF_ADJ_ROOM_MAC,
+				TUNNEL_PUSH_FLAGS))
+		return false;
+	/* Cannot fail: what the call above made room for is writable. */
+	bpf_skb_store_bytes(skb, 0, &headers, TUNNEL_TEMPLATE + REWRITTEN, 0);
+	return true;
+}
+
+/* An Ethernet header, and that part of an IPv4 header which changes. */
+struct front {
+	struct ethernet ethernet;
+	struct ipv4 ip;
+} __attribute__((packed, aligned(2)));
+
+/*
+ * What tells a packet that this node sends fast to a direct peer from one that
+ * its stack sends, at the uplink's egress, where both pass. A pod that manages
+ * to set it itself keeps its own packets from being witnesses.
+ */
+#define SENT_FAST 0x4b52
+
+/* Takes a hop from a packet that leaves without a tunnel. False: refused. */
+static __always_inline bool plain_push(struct __sk_buff *skb)
+{
+	const struct front *front = (void *)(long)skb->data;
+	struct ipv4 ip;
+
+	if ((const void *)(front + 1) > (void *)(long)skb->data_end)
+		return false;
+	__builtin_memcpy(&ip, &front->ip, REWRITTEN);
+	take_hops(&ip, 1);
+	if (bpf_skb_store_bytes(skb, offsetof(struct front, ip), &ip, REWRITTEN,
+				0))
+		return false;
+	skb->tc_index = SENT_FAST;
+	return true;
+}
+
+static __always_inline void fill_front(struct front *front,
+				       const struct flow *flow,
+				       const struct ipv4 *ip, int hops)
+{
+	__builtin_memcpy(front->ethernet.dst, flow->pod_mac, 6);
+	__builtin_memcpy(front->ethernet.src, flow->gateway_mac, 6);
+	front->ethernet.type = ETHERTYPE_IPV4;
+	__builtin_memcpy(&front->ip, ip, REWRITTEN);
+	take_hops(&front->ip, hops);
+}
+
+/*
+ * Takes the headers off, puts the Ethernet header of an admitted flow in front
+ * and takes the tunnel's hops from the TTL. False: refused.
+ */
+static __always_inline bool tunnel_pop(struct __sk_buff *skb,
+				       const struct flow *flow)
+{
+	const struct tunnel_headers *headers = (void *)(long)skb->data;
+	struct front front, *into;
+
+	if ((const void *)(headers + 1) > (void *)(long)skb->data_end)
+		return false;
+	fill_front(&front, flow, &headers->body.inner_ip, TUNNEL_HOPS);
+
+	if (bpf_skb_adjust_room(skb, -(s32)TUNNEL_ROOM, BPF_ADJ_ROOM_MAC,
+				TUNNEL_POP_FLAGS))
+		return false;
+	if (TUNNEL_CSUM_LEVELS) /* that level is gone now (5.8) */
+		bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	/*
+	 * A direct write, unlike on the way out: what comes from a NIC is not
+	 * shared, so that the kernel's copy before the program costs nothing.
+	 */
+	into = (void *)(long)skb->data;
+	if ((void *)(into + 1) > (void *)(long)skb->data_end)
+		return true; /* never: it was linear before */
+	__builtin_memcpy(into, &front, sizeof(struct ethernet) + REWRITTEN);
+	return true;
+}
+
+/* The same for a packet that came without a tunnel. */
+static __always_inline bool plain_pop(struct __sk_buff *skb,
+				      const struct flow *flow)
+{
+	struct front front, *into = (void *)(long)skb->data;
+
+	if ((void *)(into + 1) > (void *)(long)skb->data_end)
+		return false;
+	fill_front(&front, flow, &into->ip, 1);
+	__builtin_memcpy(into, &front, sizeof(struct ethernet) + REWRITTEN);
+	return true;
+}

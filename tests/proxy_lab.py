@@ -1,0 +1,149 @@
+"""Two nodes joined by a veth pair, a pod behind each, and a TUN device with a proxy on both.
+
+Addresses and routes are set by iproute2 as flannel's udp backend sets them; nothing but the device,
+the carrier and the proxy is our own code. Node 1 has 10.244.1.0/24, node 2 has 10.244.2.0/24.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from itertools import count
+from typing import Literal
+
+from kersey_control.carriers import IpipCarrier, UdpCarrier
+from kersey_control.node_table import NodeTable
+from kersey_control.options import SpoofCheck
+from kersey_control.peer import Peer, Via
+from kersey_control.proxy import Proxy
+from kersey_control.tun import Tun
+from testbed import Namespace
+
+NETWORK = IPv4Network("10.244.0.0/16")
+DEVICE = "flannel0"
+Kind = Literal["udp", "ipip"]
+_labs = count(1)
+
+
+@dataclass(slots=True)
+class Node:
+    """One end of the tunnel; `proxy` only between `start` and `stop`."""
+
+    number: int
+    namespace: Namespace
+    pod: Namespace
+    undo: ExitStack
+    proxy: Proxy | None = None
+    tun: Tun | None = None
+    gone: list[str] = field(default_factory=list)
+
+    @property
+    def address(self) -> IPv4Address:
+        return IPv4Address("198.18.0.0") + self.number
+
+    @property
+    def subnet(self) -> IPv4Network:
+        return IPv4Network(f"10.244.{self.number}.0/24")
+
+    @property
+    def pod_address(self) -> IPv4Address:
+        return self.subnet[2]
+
+    @property
+    def running(self) -> Proxy:
+        assert self.proxy is not None
+        return self.proxy
+
+    def peer(self) -> Peer:
+        return Peer(self.subnet, self.address, Via.UDP)
+
+    def hold(self) -> Tun:
+        """Hold the TUN device, made if need be, with its address and routes."""
+        tun = self.namespace.call(lambda: Tun(DEVICE))
+        self.undo.callback(tun.close)
+        return tun
+
+    def set_up_device(self, *, mtu: int = 1472) -> None:
+        self.namespace.ip(
+            f"address replace {self.subnet[0]}/32 dev {DEVICE}",
+            f"link set {DEVICE} mtu {mtu} up",
+            f"route replace {NETWORK} dev {DEVICE}",
+        )
+
+    def carrier(self, kind: Kind, *, merge: bool = False) -> UdpCarrier | IpipCarrier:
+        make: Callable[[], UdpCarrier | IpipCarrier] = (
+            (lambda: IpipCarrier(self.address))
+            if kind == "ipip"
+            else (lambda: UdpCarrier(self.address, merge=merge))
+        )
+        made = self.namespace.call(make)
+        self.undo.callback(made.close)
+        return made
+
+    def start(
+        self,
+        peers: list[Peer],
+        *,
+        kind: Kind = "udp",
+        merge: bool = False,
+        check: SpoofCheck = SpoofCheck.DROP,
+        mtu: int = 1472,
+    ) -> Proxy:
+        """Hold the device and pump."""
+        tun = self.hold()
+        self.set_up_device(mtu=mtu)
+        carrier = self.carrier(kind, merge=merge)
+        proxy = self.namespace.call(
+            lambda: Proxy(
+                tun,
+                carrier,
+                table=NodeTable.of(peers, network=NETWORK),
+                address=self.subnet[0],
+                hops=1 if kind == "udp" else 0,
+                check=check,
+                on_gone=lambda: self.gone.append(DEVICE),
+            )
+        )
+        self.undo.enter_context(proxy)
+        self.tun, self.proxy = tun, proxy
+        return proxy
+
+    def stop(self) -> None:
+        """Let go of everything, as the end of a process would; the device stays."""
+        self.undo.close()
+        self.proxy = None
+
+
+@contextmanager
+def open_nodes(*, uplink_mtu: int = 1500) -> Iterator[tuple[Node, Node]]:
+    """Give two nodes with pods, uplinks and forwarding, but no device and no proxy yet."""
+    number = next(_labs)
+    with ExitStack() as undo:
+        first, second = (_make(undo, f"px{number}", end) for end in (1, 2))
+        first.namespace.ip(
+            f"link add eth0 mtu {uplink_mtu} type veth"
+            f" peer name eth0 mtu {uplink_mtu} netns {second.namespace.name}"
+        )
+        for node in (first, second):
+            node.namespace.ip(f"address add {node.address}/24 dev eth0", "link set eth0 up")
+        yield first, second
+
+
+def _make(undo: ExitStack, lab: str, number: int) -> Node:
+    namespace = undo.enter_context(Namespace(f"{lab}-node{number}"))
+    pod = undo.enter_context(Namespace(f"{lab}-pod{number}"))
+    node = Node(number, namespace, pod, undo.enter_context(ExitStack()))
+    namespace.sysctl("net.ipv4.ip_forward", 1)
+    namespace.ip(
+        f"link add pod0 type veth peer name eth0 netns {pod.name}",
+        f"address add {node.subnet[1]}/32 dev pod0",
+        "link set pod0 up",
+        f"route add {node.pod_address} dev pod0",
+    )
+    pod.ip(
+        f"address add {node.pod_address}/32 dev eth0",
+        "link set eth0 up",
+        f"route add {node.subnet[1]} dev eth0",
+        f"route add default via {node.subnet[1]}",
+    )
+    return node

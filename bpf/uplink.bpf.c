@@ -192,6 +192,16 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 		sight(config, &key, &packet, INGRESS, 0);
 		return VERDICT_CONGESTION;
 	}
+	/*
+	 * Datagrams in one packet have to be taken apart for the pod's socket,
+	 * and bpf_skb_adjust_room leaves it marked as a tunnel's (gso_type,
+	 * skb->encapsulation): the kernel then drops it, uncounted. TCP takes
+	 * such a packet whole.
+	 */
+	if (skb->gso_size && packet.protocol == IPPROTO_UDP) {
+		sight(config, &key, &packet, INGRESS, 0);
+		return VERDICT_ROOM;
+	}
 	*flow = flows.lookup(&key);
 	verdict = *flow ? admitted(config, *flow, (*flow)->ingress_kind,
 				   &packet) :

@@ -169,6 +169,18 @@ static __always_inline bool plain_length_agrees(const struct __sk_buff *skb,
 }
 
 /*
+ * Datagrams in one packet have to be taken apart for the pod's socket, and
+ * bpf_skb_adjust_room leaves it marked as a tunnel's (gso_type,
+ * skb->encapsulation): the kernel then drops it, uncounted. TCP takes such a
+ * packet whole.
+ */
+static __always_inline bool is_unseverable(const struct __sk_buff *skb,
+					   u8 protocol)
+{
+	return skb->gso_size && protocol == IPPROTO_UDP;
+}
+
+/*
  * The sender has been checked. headers: NULL where there is no tunnel. FAST:
  * arrival->flow is set.
  */
@@ -223,6 +235,10 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 		sight(config, &key, &packet, INGRESS, 0);
 		return VERDICT_CONGESTION;
 	}
+	if (headers && is_unseverable(skb, packet.protocol)) {
+		sight(config, &key, &packet, INGRESS, 0);
+		return VERDICT_ROOM;
+	}
 	arrival->flow = flows.lookup(&key);
 	verdict = arrival->flow ?
 			  admitted(config, arrival->flow,
@@ -272,6 +288,7 @@ static __always_inline bool is_whole(const struct __sk_buff *skb,
 
 	return skb->pkt_type == PACKET_HOST && !skb->vlan_present &&
 	       ip->version_ihl >= IPV4_PLAIN && ip->version_ihl >> 4 == 4 &&
+	       !is_unseverable(skb, ip->protocol) &&
 	       ip->ttl >= TUNNEL_HOPS && lengths_agree(skb, headers, length) &&
 	       (skb->gso_size || length <= config->mtu) &&
 	       !congestion_matters(headers->ip.tos, ip->tos);

@@ -11,13 +11,13 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import count
 from typing import Literal
 
-from kersey_control.carriers import IpipCarrier, UdpCarrier
+from kersey_control.carriers import Carrier, IpipCarrier, UdpCarrier
 from kersey_control.node_table import NodeTable
 from kersey_control.options import SpoofCheck
 from kersey_control.peer import Peer, Via
 from kersey_control.proxy import Proxy
 from kersey_control.tun import Tun
-from testbed import Namespace
+from testbed import Capture, Namespace
 
 NETWORK = IPv4Network("10.244.0.0/16")
 DEVICE = "flannel0"
@@ -34,7 +34,6 @@ class Node:
     pod: Namespace
     undo: ExitStack
     proxy: Proxy | None = None
-    tun: Tun | None = None
     gone: list[str] = field(default_factory=list)
 
     @property
@@ -48,6 +47,10 @@ class Node:
     @property
     def pod_address(self) -> IPv4Address:
         return self.subnet[2]
+
+    def pod_frames(self) -> Capture:
+        """Return a new capture on our side of the pod's veth."""
+        return Capture(self.namespace, "pod0")
 
     @property
     def running(self) -> Proxy:
@@ -69,6 +72,7 @@ class Node:
             f"link set {DEVICE} mtu {mtu} up",
             f"route replace {NETWORK} dev {DEVICE}",
         )
+        self.pod.ip(f"link set eth0 mtu {mtu}")
 
     def carrier(self, kind: Kind, *, merge: bool = False) -> UdpCarrier | IpipCarrier:
         make: Callable[[], UdpCarrier | IpipCarrier] = (
@@ -82,8 +86,7 @@ class Node:
 
     def start(
         self,
-        peers: list[Peer],
-        *,
+        *peers: Peer,
         kind: Kind = "udp",
         merge: bool = False,
         check: SpoofCheck = SpoofCheck.DROP,
@@ -92,21 +95,24 @@ class Node:
         """Hold the device and pump."""
         tun = self.hold()
         self.set_up_device(mtu=mtu)
-        carrier = self.carrier(kind, merge=merge)
-        proxy = self.namespace.call(
+        return self.pump(tun, self.carrier(kind, merge=merge), *peers, check=check)
+
+    def pump(
+        self, tun: Tun, carrier: Carrier, *peers: Peer, check: SpoofCheck = SpoofCheck.DROP
+    ) -> Proxy:
+        """Pump between what is there already."""
+        self.proxy = self.namespace.call(
             lambda: Proxy(
                 tun,
                 carrier,
                 table=NodeTable.of(peers, network=NETWORK),
                 address=self.subnet[0],
-                hops=1 if kind == "udp" else 0,
+                hops=0 if isinstance(carrier, IpipCarrier) else 1,
                 check=check,
                 on_gone=lambda: self.gone.append(DEVICE),
             )
         )
-        self.undo.enter_context(proxy)
-        self.tun, self.proxy = tun, proxy
-        return proxy
+        return self.undo.enter_context(self.proxy)
 
     def stop(self) -> None:
         """Let go of everything, as the end of a process would; the device stays."""

@@ -4,9 +4,12 @@ Addresses and routes are set by iproute2 as flannel's udp backend sets them; not
 the carrier and the proxy is our own code. Node 1 has 10.244.1.0/24, node 2 has 10.244.2.0/24.
 """
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 from itertools import count
 from typing import Literal
@@ -21,6 +24,7 @@ from testbed import Capture, Namespace
 
 NETWORK = IPv4Network("10.244.0.0/16")
 DEVICE = "flannel0"
+MEGABYTES = 8
 Kind = Literal["udp", "ipip"]
 _labs = count(1)
 
@@ -71,6 +75,7 @@ class Node:
             f"address replace {self.subnet[0]}/32 dev {DEVICE}",
             f"link set {DEVICE} mtu {mtu} up",
             f"route replace {NETWORK} dev {DEVICE}",
+            f"link set pod0 mtu {mtu}",
         )
         self.pod.ip(f"link set eth0 mtu {mtu}")
 
@@ -153,3 +158,37 @@ def _make(undo: ExitStack, lab: str, number: int) -> Node:
         f"route add default via {node.subnet[1]}",
     )
     return node
+
+
+def udp_socket(namespace: Namespace, port: int = 0) -> socket.socket:
+    made = namespace.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    made.settimeout(5)
+    made.bind(("", port))
+    return made
+
+
+def send_all(client: socket.socket, data: bytes) -> None:
+    client.sendall(data)
+    client.shutdown(socket.SHUT_WR)
+
+
+def transfer(source: Node, destination: Node) -> None:
+    """Send megabytes through one TCP connection and compare their hash at the far end."""
+    data = bytes(range(251)) * (MEGABYTES * (1 << 20) // 251)
+    with (
+        destination.pod.call(lambda: socket.create_server(("", 5001))) as server,
+        source.pod.call(
+            lambda: socket.create_connection((str(destination.pod_address), 5001), 5)
+        ) as client,
+    ):
+        accepted, _ = server.accept()
+        with accepted:
+            accepted.settimeout(20)
+            client.settimeout(20)
+            sender = threading.Thread(target=send_all, args=(client, data))
+            sender.start()
+            found = sha256()
+            while part := accepted.recv(1 << 20):
+                found.update(part)
+            sender.join()
+    assert found.hexdigest() == sha256(data).hexdigest()

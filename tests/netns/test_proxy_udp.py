@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from hashlib import sha256
 from pathlib import Path
 
 import packets
@@ -17,12 +16,11 @@ from kersey_control.carriers import CarrierError, UdpCarrier
 from kersey_control.ipv4 import Drop
 from kersey_control.node_table import NodeTable
 from kersey_control.options import SpoofCheck
-from proxy_lab import DEVICE, NETWORK, Node, open_nodes
-from testbed import Namespace, ping, wait_until
+from proxy_lab import DEVICE, NETWORK, Node, open_nodes, transfer, udp_socket
+from testbed import ping, wait_until
 from udp_peer import PORT, Datagram, UdpPeer
 
 Pair = tuple[Node, Node]
-MEGABYTES = 8
 
 
 @pytest.fixture
@@ -49,40 +47,6 @@ def foreign(nodes: Pair) -> Iterator[tuple[Node, UdpPeer]]:
     first.start(second.peer())
     with UdpPeer(second.namespace, second.address, first.address) as peer:
         yield first, peer
-
-
-def udp_socket(namespace: Namespace, port: int = 0) -> socket.socket:
-    made = namespace.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    made.settimeout(5)
-    made.bind(("", port))
-    return made
-
-
-def send_all(client: socket.socket, data: bytes) -> None:
-    client.sendall(data)
-    client.shutdown(socket.SHUT_WR)
-
-
-def transfer(source: Node, destination: Node) -> None:
-    """Send megabytes through one TCP connection and compare their hash at the far end."""
-    data = bytes(range(251)) * (MEGABYTES * (1 << 20) // 251)
-    with (
-        destination.pod.call(lambda: socket.create_server(("", 5001))) as server,
-        source.pod.call(
-            lambda: socket.create_connection((str(destination.pod_address), 5001), 5)
-        ) as client,
-    ):
-        accepted, _ = server.accept()
-        with accepted:
-            accepted.settimeout(20)
-            client.settimeout(20)
-            sender = threading.Thread(target=send_all, args=(client, data))
-            sender.start()
-            found = sha256()
-            while part := accepted.recv(1 << 20):
-                found.update(part)
-            sender.join()
-    assert found.hexdigest() == sha256(data).hexdigest()
 
 
 def test_pods_reach_pods(tunnel: Pair) -> None:

@@ -90,6 +90,9 @@ class Wire:
         room[: len(data)] = data
         return Arrival(node, room[: len(data)], size, tos)
 
+    def close(self) -> None:
+        """Nothing to close."""
+
     def mtu_to(self, node: int) -> int:
         assert node in (NODE_2, NODE_3)
         return self.mtu

@@ -168,6 +168,13 @@ static __always_inline bool plain_length_agrees(const struct __sk_buff *skb,
 	return skb->len == length || (skb->len > length && skb->len <= PADDED);
 }
 
+static __always_inline bool is_datagrams(const struct __sk_buff *skb,
+					 u8 protocol)
+{
+	return !TUNNEL_TAKES_DATAGRAMS && skb->gso_size &&
+	       protocol == IPPROTO_UDP;
+}
+
 /*
  * The sender has been checked. headers: NULL where there is no tunnel. FAST:
  * arrival->flow is set.
@@ -223,6 +230,10 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 		sight(config, &key, &packet, INGRESS, 0);
 		return VERDICT_CONGESTION;
 	}
+	if (headers && is_datagrams(skb, packet.protocol)) {
+		sight(config, &key, &packet, INGRESS, 0);
+		return VERDICT_DATAGRAMS;
+	}
 	arrival->flow = flows.lookup(&key);
 	verdict = arrival->flow ?
 			  admitted(config, arrival->flow,
@@ -274,6 +285,7 @@ static __always_inline bool is_whole(const struct __sk_buff *skb,
 	       ip->version_ihl >= IPV4_PLAIN && ip->version_ihl >> 4 == 4 &&
 	       ip->ttl >= TUNNEL_HOPS && lengths_agree(skb, headers, length) &&
 	       (skb->gso_size || length <= config->mtu) &&
+	       !is_datagrams(skb, ip->protocol) &&
 	       !congestion_matters(headers->ip.tos, ip->tos);
 }
 

@@ -151,7 +151,18 @@ class Side:
 
     def start(self, settings: Settings, *, admission: Admission, max_age: float) -> Datapath:
         """Load, configure and attach everything."""
-        config = DatapathConfig(
+        self.directory = settings.directory
+        self.datapath = datapath = self.node.call(lambda: load(settings))
+        datapath.configure(self.config(admission=admission, max_age=max_age))
+        self.put_peer(direct=self.backend.direct)
+        self.attach()
+        return datapath
+
+    def config(
+        self, *, admission: Admission = Admission.STRICT, max_age: float = 5.0
+    ) -> DatapathConfig:
+        """Return how this node takes part."""
+        return DatapathConfig(
             uplink=self.ifindex("wire"),
             node=IPv4Address(f"198.18.0.{self.number}"),
             subnet=IPv4Network(f"10.244.{self.number}.0/24"),
@@ -162,12 +173,6 @@ class Side:
             admission=admission,
             max_age=max_age,
         )
-        self.directory = settings.directory
-        self.datapath = datapath = self.node.call(lambda: load(settings))
-        datapath.configure(config)
-        self.put_peer(direct=self.backend.direct)
-        self.attach()
-        return datapath
 
     def put_peer(self, *, direct: bool) -> None:
         """Tell the datapath of the other node."""
@@ -354,3 +359,28 @@ def _drain(listener: socket.socket, take: Callable[[bytes], object]) -> None:
     with opened:
         while data := opened.recv(1 << 16):
             take(data)
+
+
+def exchange_while(pair: Pair, disturb: Callable[[], None]) -> None:
+    """Exchange 3,000 datagrams one by one while `disturb` runs again and again."""
+    over = threading.Event()
+    failures: list[BaseException] = []
+
+    def go_on() -> None:
+        try:
+            while not over.wait(0.02):
+                disturb()
+        except BaseException as error:  # noqa: BLE001  # raised again below
+            failures.append(error)
+
+    with Echo(pair.far.pod, pair.far.address), client(pair.near.pod, pair.far.address) as opened:
+        ask(opened, b"first")
+        disturber = threading.Thread(target=go_on)
+        disturber.start()
+        try:
+            for number in range(3000):
+                assert ask(opened, b"%d" % number) == b"%d" % number
+        finally:
+            over.set()
+            disturber.join()
+    assert not failures

@@ -4,6 +4,11 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from ipaddress import IPv4Address
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,7 @@ from bpf_pair import (
     DIRECT_ROUTING,
     HOST_GW,
     IPIP,
+    NETWORK,
     UDP,
     VXLAN,
     Backend,
@@ -19,12 +25,15 @@ from bpf_pair import (
     Side,
     ask,
     client,
+    exchange_while,
     open_pair,
     stream,
     wait_until,
 )
+from kersey_loader.datapath import PeerEntry, Settings, load
 from kersey_loader.layout import Admission, Program, Verdict
 from kersey_loader.probe import probe
+from wires import IPIP_WIRE, NO_WIRE, UDP_WIRE
 
 _UDP_SEGMENT = 103  # include/uapi/linux/udp.h; not in the socket module
 ALL = (UDP, IPIP, HOST_GW, DIRECT_ROUTING)
@@ -79,7 +88,7 @@ def test_datagrams_are_the_same_on_both_paths(pair: Pair) -> None:
         assert by_proxy(pair) == before
 
 
-@over(*ALL)
+@over(UDP, IPIP, HOST_GW)
 @pytest.mark.parametrize("admission", [Admission.STRICT, Admission.DIRECT])
 def test_tcp_super_packets_cross_whole_and_arrive_intact(pair: Pair, admission: Admission) -> None:
     pair.start(admission=admission)
@@ -94,7 +103,7 @@ def test_tcp_super_packets_cross_whole_and_arrive_intact(pair: Pair, admission: 
     assert by_proxy(pair) == 0
 
 
-@over(*ALL)
+@over(UDP, IPIP, HOST_GW)
 @pytest.mark.parametrize(
     "features",
     [
@@ -167,7 +176,7 @@ def _services(pair: Pair) -> None:
     pair.near.node.run("nft", rules)
 
 
-@over(*ALL)
+@over(UDP, IPIP, HOST_GW)
 def test_translated_flow_is_never_fast_and_works(pair: Pair) -> None:
     pair.start()
     _services(pair)
@@ -202,7 +211,7 @@ def test_translated_stream_keeps_off_the_proxy_and_arrives_intact(
     assert by_proxy(pair) == 0
 
 
-@over(*ALL)
+@over(UDP, IPIP, HOST_GW)
 @pytest.mark.parametrize("size", [56, 4000])
 def test_ping_works_whole_and_in_fragments_without_the_proxy(pair: Pair, size: int) -> None:
     pair.start()
@@ -291,3 +300,38 @@ def test_flow_is_admitted_anew_now_and_then(pair: Pair) -> None:
 
         wait_until(revalidated)
     assert fast(pair)[0] > 10 * pair.near.counted(Program.FROM_POD, Verdict.STALE)
+
+
+@over(VXLAN)
+def test_programs_of_every_tunnel_take_turns_under_traffic_and_lose_nothing(pair: Pair) -> None:
+    """On a slow path that is VXLAN's all the time: there, those of another tunnel only watch."""
+    pair.start()
+    side = pair.near
+    own, ports = side.loaded(), [side.ifindex(name) for name in ("wire", "flannel.1", "pod0")]
+    with ExitStack() as stack:
+        settings = Settings(side.directory, network=NETWORK, subnet_len=24)
+        turns = [own]
+        for wire in (UDP_WIRE, IPIP_WIRE, NO_WIRE):
+            kind = replace(settings, tunnel=wire.kind)
+            other = stack.enter_context(side.node.call(partial(load, kind)))
+            other.configure(replace(side.config(), tunnel=wire.tunnel, carrier=0))
+            peer = PeerEntry(
+                side.their_subnet, IPv4Address(side.their_node), direct=wire is NO_WIRE
+            )
+            other.put_peer(peer)
+            turns += [other, own]
+        endless = cycle(turns)
+
+        def switch() -> None:
+            datapath = next(endless)
+            side.node.call(lambda: datapath.attach_uplink(ports[0], direct=datapath is not own))
+            side.node.call(lambda: datapath.attach_overlay(ports[1]))
+            side.node.call(lambda: datapath.put_pod_port(ports[2]))
+
+        def all_had_a_turn() -> bool:
+            exchange_while(pair, switch)
+            seen = [each.counters()[Program.FROM_POD, Verdict.NOT_ADMITTED] for each in turns]
+            return min(seen) > 0
+
+        assert any(all_had_a_turn() for _ in range(10))
+    assert min(fast(pair)) > 100

@@ -255,6 +255,7 @@ def test_a_kubeconfig_that_cannot_be_read_is_refused(
         ({"exec": {"command": "aws"}}, {}, "config: exec: got 'an entry', expected none"),
         ({"auth-provider": {"name": "gcp"}}, {}, "auth-provider: got"),
         ({"as": "root"}, {}, "config: as: got"),
+        ({"token": "a\r\nX-Remote-User: root"}, {}, "config: token: got 'a text', .* one line"),
         ({}, {"proxy-url": "http://p"}, "proxy-url: got"),
         ({"client-certificate": "c.pem"}, {}, "client-certificate, client-key: got 'one of them'"),
         ({"client-certificate-data": "%%"}, {}, "client-certificate-data: got 'a text', .* base64"),
@@ -283,7 +284,17 @@ def test_urls_that_are_understood(url: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://x", "https://", "http://x:99999", "http://x?a", "http://u@x", "http://[", "x:0"]
+    "url",
+    [
+        "ftp://x",
+        "https://",
+        "http://x:99999",
+        "http://x?a",
+        "http://u@x",
+        "http://[",
+        "x:0",
+        "http://a/b c",
+    ],
 )
 def test_urls_that_are_refused(url: str) -> None:
     with pytest.raises(InvalidInputError, match=r"^--kube-api-url: got"):

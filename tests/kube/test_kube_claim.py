@@ -2,6 +2,7 @@
 
 import json
 import logging
+import queue
 import threading
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -24,6 +25,7 @@ from kersey_control.subnets import kube
 from kersey_control.subnets.base import OwnLease
 from kersey_control.subnets.kube import KubeOptions, KubeStore, Remembered
 from kersey_control.subnets.kube_options import AnnotationKeys, PodName
+from kersey_control.table import LeaseTable
 from kube.api_server import PATCH_TYPE, PREFIX, ApiServer, Fault
 from kube.members import NODE, annotations, cidr, data, join, make_claim, make_lease
 from testbed.waiting import wait_until
@@ -332,6 +334,32 @@ def test_another_node_with_our_pod_cidr_is_skipped(
     following.wait_for(lambda: len(following.of(Changed)) == 2)
     assert following.state[own.subnet] == own
     assert not following.of(Removed)
+
+
+def test_the_agents_table_sees_our_loss_and_the_keeper_mends_it(
+    api: ApiServer, store: KubeStore, config: NetworkConfig
+) -> None:
+    reports: queue.SimpleQueue[LeaseHeld | LeaseTrouble] = queue.SimpleQueue()
+    keeper = LeaseKeeper(
+        store=store, config=config, claim=make_claim(), renew_margin=3600, report=reports.put
+    )
+    with keeper:
+        held = reports.get(timeout=10)
+        assert isinstance(held, LeaseHeld)
+        table = LeaseTable(held.own.lease)
+        stop = threading.Event()
+        events = store.watch(stop)
+        table.apply(next(events))
+        assert not table.own_missing
+        api.annotate(NODE, backend_data=data(1))
+        table.apply(next(events))
+        assert table.own_missing
+        keeper.reclaim()
+        again = reports.get(timeout=10)
+        assert again == held
+        table.apply(next(events))
+        assert not table.own_missing
+        stop.set()
 
 
 # The NetworkUnavailable condition

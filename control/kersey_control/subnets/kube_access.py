@@ -56,10 +56,9 @@ class Access:
 
         Raises StoreAuthError if the token cannot be read.
         """
-        if self.token_file is not None:
-            return f"Bearer {_read_token(self.token_file)}"
-        if self.token:
-            return f"Bearer {self.token}"
+        token = self.token if self.token_file is None else _read_token(self.token_file)
+        if token:
+            return f"Bearer {token}"
         if self.username:
             pair = f"{self.username}:{self.password}".encode()
             return f"Basic {base64.b64encode(pair).decode()}"
@@ -110,6 +109,7 @@ def _at(url: str, *, field: str) -> Access:
     except ValueError:
         parts, port = urlsplit(""), None
     has_more = parts.query or parts.fragment or parts.username is not None
+    has_more = has_more or not url.isascii() or not url.isprintable() or " " in url
     if parts.scheme not in {"http", "https"} or not parts.hostname or has_more or port == 0:
         raise InvalidInputError(field=field, value=url, expected="http[s]://HOST[:PORT][/PATH]")
     is_secure = parts.scheme == "https"
@@ -126,9 +126,14 @@ def _read_token(path: Path) -> str:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
         raise StoreAuthError(f"kubernetes token {path}: {error}") from None
-    if not token or not token.isprintable():
+    if not _is_token(token):
         raise StoreAuthError(f"kubernetes token {path}: got no token, expected one line of text")
     return token
+
+
+def _is_token(text: str) -> bool:
+    """Return whether `text` can stand in a header: nothing in it may end the line."""
+    return bool(text) and text.isascii() and text.isprintable()
 
 
 def _trusting(ca: Pem | None) -> ssl.SSLContext:
@@ -300,6 +305,10 @@ def _authenticated(place: Access, source: _Source, cluster: _Cluster, user: _Use
             field=f"{source.path}: client-certificate, client-key",
             value="one of them",
             expected="both or neither",
+        )
+    if user.token and not _is_token(user.token):
+        raise InvalidInputError(
+            field=f"{source.path}: token", value="a text", expected="one line of ASCII"
         )
     return replace(
         place,

@@ -45,11 +45,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class Fault:
-    """An answer instead of the right one; status 0 hangs up without a word."""
+    """An answer instead of the right one; status 0 hangs up without a word.
+
+    `then` is called before the answer goes out.
+    """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     text: str = ""
+    then: Callable[[], object] = lambda: None
 
 
 class RefusalError(Exception):
@@ -78,6 +82,8 @@ class ApiServer:
         self._port = 0
         self._open = threading.Event()
         self._open.set()
+        self._speaks = threading.Event()
+        self._speaks.set()
         self.pods: dict[tuple[str, str], str] = {}
         self.requests: list[Seen] = []
         self.streams = 0
@@ -90,6 +96,8 @@ class ApiServer:
         """Verb and what becomes of its next request."""
         self.page_limit = 1 << 30
         self.gone_as_event = False
+        self.hangs_up = False
+        """Whether every answer is the last one on its connection."""
         self.piece = 1 << 20
         """How many bytes of a stream go into one chunk."""
         self.ballast: Json = {}
@@ -129,6 +137,7 @@ class ApiServer:
         server, self._server = self._server, None
         if server is not None:
             self._open.set()
+            self._speaks.set()
             server.shutdown()
             server.server_close()
             self.cut()
@@ -144,9 +153,19 @@ class ApiServer:
         """Accept connections and requests but answer none; say nothing in streams."""
         self._open.clear()
         try:
-            yield
+            with self.muted():
+                yield
         finally:
             self._open.set()
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Say nothing in streams until the end, and then everything."""
+        self._speaks.clear()
+        try:
+            yield
+        finally:
+            self._speaks.set()
 
     def fail(self, verb: str, *faults: Fault) -> None:
         self.faults.extend((verb, fault) for fault in faults)
@@ -323,7 +342,7 @@ class ApiServer:
         deadline = time.monotonic() + seconds
         generation, bookmarks = self._generation, self._bookmarks
         while time.monotonic() < deadline:
-            self._open.wait(30)
+            self._speaks.wait(30)
             with self._changed:
                 if generation != self._generation:
                     raise ConnectionError
@@ -490,6 +509,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _misbehave(self, fault: Fault) -> None:
         self.close_connection = True
+        fault.then()
         if fault.status:
             text = fault.text or json.dumps(_status(fault.status, "made to fail"))
             self._send(fault.status, text.encode(), fault.headers)
@@ -498,6 +518,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status, HTTPStatus(status).phrase)
         for key, value in {"Content-Type": "application/json", **(headers or {})}.items():
             self.send_header(key, value)
+        if self.server.api.hangs_up:
+            self.send_header("Connection", "close")
         if len(body) % 2:  # half of the answers one way, half the other
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()

@@ -38,5 +38,10 @@ def make_certificates(directory: Path) -> Certificates:
     return Certificates(directory / "ca.pem", directory / "server.pem", directory / "client.pem")
 
 
+def encrypt_key(key: Path, to: Path) -> Path:
+    _openssl(to.parent, "pkey", "-in", str(key), "-aes128", "-passout", "pass:x", "-out", str(to))
+    return to
+
+
 def _openssl(directory: Path, *arguments: str) -> None:
     subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)

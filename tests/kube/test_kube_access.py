@@ -19,7 +19,7 @@ from kersey_control.subnets import kube_http
 from kersey_control.subnets.kube import KubeOptions, KubeStore
 from kersey_control.subnets.kube_access import find_access
 from kube.api_server import ApiServer
-from kube.certificates import Certificates, make_certificates
+from kube.certificates import Certificates, encrypt_key, make_certificates
 from kube.members import NODE, cidr, join, make_claim
 
 Json = dict[str, Any]
@@ -185,6 +185,19 @@ def test_kubeconfig_with_a_client_certificate(
             store.remembered()
     finally:
         secure._tls.verify_mode = ssl.CERT_OPTIONAL  # type: ignore[union-attr]
+
+
+def test_an_encrypted_key_is_refused_and_no_password_asked_for(
+    secure: ApiServer, certificates: Certificates, tmp_path: Path
+) -> None:
+    key = encrypt_key(certificates.client_key, tmp_path / "encrypted.key")
+    user = {"client-certificate": str(certificates.client), "client-key": str(key)}
+    trust = {"certificate-authority": str(certificates.ca)}
+    with (
+        KubeStore(kubeconfig(tmp_path / "config", secure.url, user=user, **trust)) as store,
+        pytest.raises(StoreAuthError, match="TLS files: the client's key is encrypted"),
+    ):
+        store.remembered()
 
 
 def test_kubeconfig_names_can_replace_the_hosts_and_checks_be_switched_off(

@@ -178,6 +178,15 @@ def test_conflicts_are_tried_again(api: ApiServer, store: KubeStore, config: Net
         store.acquire(make_claim(), config)
 
 
+def test_what_changed_at_a_conflict_is_taken_in(
+    api: ApiServer, store: KubeStore, config: NetworkConfig
+) -> None:
+    set_overwrite = lambda: api.annotate(NODE, public_ip_overwrite="203.0.113.7")  # noqa: E731
+    api.fail("patch", Fault(409, then=set_overwrite))
+    own = store.acquire(make_claim(), config)
+    assert own.lease.public_ip == IPv4Address("203.0.113.7")
+
+
 def test_another_pod_cidr_ends_a_renewal(
     api: ApiServer, store: KubeStore, config: NetworkConfig
 ) -> None:
@@ -314,8 +323,11 @@ def test_our_node_is_written_again_when_somebody_else_changed_it(
 
 
 def test_what_we_write_ourselves_is_never_a_loss(
-    own: Lease, store: KubeStore, following: Following, config: NetworkConfig
+    own: Lease, api: ApiServer, store: KubeStore, following: Following, config: NetworkConfig
 ) -> None:
+    with api.muted():  # what was written is seen after the last writing
+        for number in range(1, 30):
+            own = store.acquire(make_claim(backend_data=data(number).encode()), config).lease
     for number in range(1, 30):
         own = store.acquire(make_claim(backend_data=data(number).encode()), config).lease
     following.wait_for(lambda: following.state == {own.subnet: own})

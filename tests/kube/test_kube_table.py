@@ -87,13 +87,13 @@ nodes = st.builds(
     st.sampled_from([True, True, True, False]),
     st.sampled_from([False, False, False, True]),
 )
-steps = st.one_of(nodes, nodes, nodes, names, st.just(None))
+steps = st.one_of(nodes, nodes, nodes, names, st.frozensets(names))
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(steps, max_size=30))
-def test_events_amount_to_the_nodes(walk: list[Node | str | None]) -> None:
-    """A node comes or changes, a name goes, or (None) all are listed anew."""
+def test_events_amount_to_the_nodes(walk: list[Node | str | frozenset[str]]) -> None:
+    """A node comes or changes, a name goes, or some go unseen and the rest is listed anew."""
     table, model = NodeTable(lambda: OWN), Model()
     state: dict[IPv4Network, Lease] = {}
     for step in walk:
@@ -104,7 +104,9 @@ def test_events_amount_to_the_nodes(walk: list[Node | str | None]) -> None:
             case str():
                 model.nodes.pop(step, None)
                 apply(state, [*table.remove(step)])
-            case None:
+            case _:
+                for name in step:
+                    model.nodes.pop(name, None)
                 apply(state, [table.replace(model.nodes.values())])
         assert state == model.leases()
 
@@ -129,6 +131,13 @@ def test_an_heir_takes_over_when_a_shared_subnet_is_given_up() -> None:
     assert table.remove("b") == []
 
 
+def test_a_node_that_changes_for_years_takes_no_more_room() -> None:
+    table = NodeTable(lambda: None)
+    for number in range(100):
+        table.put(make_node(1, backend_data=data(number)))
+    assert table._holders == {make_lease(1).subnet: ("n0001",)}
+
+
 def test_an_unreadable_node_is_reported_once_and_takes_its_lease_along() -> None:
     table = NodeTable(lambda: None)
     table.put(make_node(1))
@@ -145,6 +154,7 @@ def test_an_unreadable_node_is_reported_once_and_takes_its_lease_along() -> None
     [
         (OWN, "101", True),
         (OWN, "99", False),  # older than our own writing: what we wrote is on its way
+        (OWN, "100", True),
         (OWN, "1000", True),
         (OWN, "", True),
         (OWN, "x", True),

@@ -111,6 +111,16 @@ def test_lists_are_read_page_by_page_at_one_instant(
     assert api.of("watch")[0].query["resourceVersion"] == str(api.revision)
 
 
+def test_a_server_that_closes_behind_every_answer_is_asked_on(
+    api: ApiServer, store: KubeStore
+) -> None:
+    api.hangs_up, api.page_limit = True, 2
+    for number in range(1, 8):
+        join(api, number)
+    with Following(store) as following:
+        assert following.of(Snapshot)[0].leases == tuple(map(make_lease, range(1, 8)))
+
+
 def test_the_oldest_node_comes_first_in_a_snapshot(api: ApiServer, store: KubeStore) -> None:
     for number in (9, 3, 7):
         join(api, number)
@@ -176,6 +186,18 @@ def test_a_list_that_expires_between_pages_is_read_again(api: ApiServer, store: 
     with Following(store) as following:
         following.wait_for_kind(Snapshot)
         assert held(following.state) == expected(api)
+        assert following.kinds() == ["Lost", "Restored", "Snapshot"]
+
+
+def test_streams_that_end_at_once_are_not_opened_in_a_hurry(
+    api: ApiServer, following: Following
+) -> None:
+    api.wait_for("streams", 1)
+    api.fail("watch", *[Fault(200, text="\n")] * 1000)
+    api.cut()
+    following.stop.wait(1)  # the span over which requests are counted
+    assert 1 < len(api.of("watch")) < 20
+    assert following.kinds() == ["Snapshot"]
 
 
 def test_cut_streams_are_resumed_in_silence(api: ApiServer, following: Following) -> None:
@@ -346,7 +368,7 @@ def test_answers_and_lines_without_end_are_not_kept(
     monkeypatch.setattr(kube_http, "MAX_LINE", 200_000)
     join(api, 1)
     api.fail("list", Fault(200, text="[" * 20_000))
-    api.fail("watch", Fault(200, text="{" * 400_000))
+    api.fail("watch", Fault(200, text="{" * 400_000 + "\n"))
     with KubeStore(options) as store, Following(store) as following:
         following.wait_for_kind(Snapshot)
         assert "list nodes: more than 10000 bytes" in following.of(Lost)[0].reason

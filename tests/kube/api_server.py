@@ -96,6 +96,8 @@ class ApiServer:
         """Verb and what becomes of its next request."""
         self.page_limit = 1 << 30
         self.gone_as_event = False
+        self.base = "/"
+        """What stands in front of every path, as behind a proxy for many clusters."""
         self.hangs_up = False
         """Whether every answer is the last one on its connection."""
         self.piece = 1 << 20
@@ -465,7 +467,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self, body: bytes) -> None:
         api, url = self.server.api, urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
-        path = [unquote(part) for part in url.path.strip("/").split("/")]
+        shown = url.path.removeprefix(api.base) if url.path.startswith(api.base) else "nowhere"
+        path = [unquote(part) for part in shown.strip("/").split("/")]
         verb = _verb(self.command, path, query)
         seen = Seen(
             verb,

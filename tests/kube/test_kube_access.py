@@ -243,6 +243,14 @@ def test_the_url_flag_wins_over_the_kubeconfig_and_keeps_its_credentials(
     assert api.requests[0].authorization == "Bearer abc"
 
 
+def test_a_server_behind_a_path_is_asked_there(api: ApiServer, config: NetworkConfig) -> None:
+    api.base = "/k8s/clusters/c-1/"
+    with KubeStore(KubeOptions(node=NODE, api_url=api.url + api.base)) as store:
+        store.acquire(make_claim(), config)
+        with Following(store) as following:
+            assert len(following.state) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -61,7 +61,7 @@ class CniConfig:
             "hairpinMode": True,  # a pod reaches itself by its service's address
             "ipMasq": False,  # the daemon's rules do that
             "mtu": self.mtu,
-            "ipam": self._addresses(IPv4Network(self.network)),
+            "ipam": self._addresses(self.network),
         }
 
     def _routed(self) -> dict[str, object]:
@@ -76,7 +76,8 @@ class CniConfig:
         return {
             "type": "host-local",
             "ranges": [[{"subnet": str(self.subnet)}]],
-            "routes": [{"dst": str(destination)}],
+            # With the gateway spelled out: CHECK does not find a route that leaves it open.
+            "routes": [{"dst": str(destination), "gw": str(self.subnet[1])}],
         }
 
 

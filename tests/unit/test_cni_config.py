@@ -41,7 +41,7 @@ def test_bridged_pods_get_what_kubenet_and_flannel_give_them() -> None:
             "ipam": {
                 "type": "host-local",
                 "ranges": [[{"subnet": "10.244.5.0/24"}]],
-                "routes": [{"dst": "10.244.0.0/16"}],
+                "routes": [{"dst": "10.244.0.0/16", "gw": "10.244.5.1"}],
             },
         },
         {"type": "portmap", "capabilities": {"portMappings": True}},
@@ -57,7 +57,7 @@ def test_routed_pods_get_a_default_route_and_no_bridge() -> None:
         "ipam": {
             "type": "host-local",
             "ranges": [[{"subnet": "10.244.5.0/24"}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
+            "routes": [{"dst": "0.0.0.0/0", "gw": "10.244.5.1"}],
         },
     }
     assert portmap["type"] == "portmap"

@@ -3,12 +3,13 @@
  * Both sides of a pod port, the host end of a pod's veth.
  *
  * from_pod: TC ingress, every packet that a pod sends. Carries a packet of an
- * admitted flow to the peer's node; notes any other and leaves it to the stack.
+ * admitted flow to the peer's node, in the tunnel or, if that is direct, as it
+ * is; notes any other and leaves it to the stack.
  * to_pod: TC egress, every packet that the stack delivers to a pod. Never
  * changes or drops one.
  */
 #include "flow.h"
-#include "lib/local.h"
+#include "lib/routes.h"
 #include "lib/rewrite.h"
 
 /* The first fragment alone holds the ports; without it nothing arrives. */
@@ -85,10 +86,10 @@ static __always_inline enum verdict judge_sent(struct __sk_buff *skb,
 			return verdict;
 		}
 	}
-	if (packet.ttl <= 1)
+	if (packet.ttl <= ((*peer)->direct ? 1 : TUNNEL_HOPS))
 		return VERDICT_TTL;
 	if (packet.total_len + sizeof(*ethernet) != skb->len ||
-	    packet.total_len + TUNNEL_ROOM > 0xffff)
+	    packet.total_len + ((*peer)->direct ? 0 : TUNNEL_ROOM) > 0xffff)
 		return VERDICT_LENGTH;
 	if (!fits(skb, &packet, config->mtu))
 		return VERDICT_TOO_BIG;
@@ -124,6 +125,18 @@ static __always_inline u16 next_id(const struct traffic *traffic)
 	return traffic ? traffic->fast_sent_packets + spread : spread;
 }
 
+/* One hop on, with the headers that lead to the peer. False: refused. */
+static __always_inline bool rewrite(struct __sk_buff *skb,
+				    const struct config *config,
+				    const struct peer *peer, struct flow *flow,
+				    u16 id)
+{
+	if (peer->direct)
+		return plain_push(skb);
+	return tunnel_push(skb, peer, tunnel_source_port(skb, config, flow),
+			   id);
+}
+
 int from_pod(struct __sk_buff *skb)
 {
 	const struct config *config = configuration();
@@ -132,8 +145,7 @@ int from_pod(struct __sk_buff *skb)
 	struct flow *flow = NULL;
 	struct traffic *traffic;
 	enum verdict verdict;
-	__be16 source_port;
-	u32 segments;
+	u32 segments, length;
 
 	verdict = config ? judge_sent(skb, config, &peer, &flow) :
 			   VERDICT_UNCONFIGURED;
@@ -145,18 +157,17 @@ int from_pod(struct __sk_buff *skb)
 			       TO_STACK;
 	}
 
-	source_port = tunnel_source_port(skb, config, flow);
 	/* Before the push, which leaves them to be counted again. */
 	segments = skb->gso_segs;
+	length = skb->len - sizeof(struct ethernet);
 	traffic = traffic_of(peer);
-	if (!tunnel_push(skb, peer, source_port, next_id(traffic))) {
+	if (!rewrite(skb, config, peer, flow, next_id(traffic))) {
 		count_verdict(PROGRAM_FROM_POD, VERDICT_ROOM);
 		return TO_STACK;
 	}
 	if (traffic)
 		count_traffic(&traffic->fast_sent_packets,
-			      &traffic->fast_sent_bytes, segments,
-			      skb->len - TUNNEL_TEMPLATE);
+			      &traffic->fast_sent_bytes, segments, length);
 	count_verdict(PROGRAM_FROM_POD, VERDICT_FAST);
 	nexthop.ipv4_nh = peer->nexthop;
 	return redirect_neigh(config->uplink, nexthop.ipv4_nh ? &nexthop : NULL,

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * All that is ever written into a packet: the tunnel's headers put on and
- * taken off. Each function prepares everything before its first change, which
- * is the one that can be refused: then the packet is as it was. No maps.
+ * taken off, or a router's hop alone. Each function prepares everything before
+ * its first change, which is the one that can be refused: then the packet is
+ * as it was. No maps.
  */
 #pragma once
 #include "csum.h"
@@ -74,7 +75,8 @@ static __always_inline bool tunnel_push(struct __sk_buff *skb,
 	struct tunnel_headers headers __attribute__((aligned(8)));
 	u32 sum;
 
-	if ((const void *)(inner + 1) > (void *)(long)skb->data_end)
+	if (!TUNNEL_ROOM ||
+	    (const void *)(inner + 1) > (void *)(long)skb->data_end)
 		return false;
 	__builtin_memcpy(&headers, peer->template, TUNNEL_TEMPLATE);
 	__builtin_memcpy(&headers.body.inner_ip, inner, REWRITTEN);
@@ -102,6 +104,30 @@ struct front {
 	struct ethernet ethernet;
 	struct ipv4 ip;
 } __attribute__((packed, aligned(2)));
+
+/*
+ * What tells a packet that this node sends fast to a direct peer from one that
+ * its stack sends, at the uplink's egress, where both pass. A pod that manages
+ * to set it itself keeps its own packets from being witnesses.
+ */
+#define SENT_FAST 0x4b52
+
+/* Takes a hop from a packet that leaves without a tunnel. False: refused. */
+static __always_inline bool plain_push(struct __sk_buff *skb)
+{
+	const struct front *front = (void *)(long)skb->data;
+	struct ipv4 ip;
+
+	if ((const void *)(front + 1) > (void *)(long)skb->data_end)
+		return false;
+	__builtin_memcpy(&ip, &front->ip, REWRITTEN);
+	take_hops(&ip, 1);
+	if (bpf_skb_store_bytes(skb, offsetof(struct front, ip), &ip, REWRITTEN,
+				0))
+		return false;
+	skb->tc_index = SENT_FAST;
+	return true;
+}
 
 static __always_inline void fill_front(struct front *front,
 				       const struct flow *flow,
@@ -140,6 +166,19 @@ static __always_inline bool tunnel_pop(struct __sk_buff *skb,
 	into = (void *)(long)skb->data;
 	if ((void *)(into + 1) > (void *)(long)skb->data_end)
 		return true; /* never: it was linear before */
+	__builtin_memcpy(into, &front, sizeof(struct ethernet) + REWRITTEN);
+	return true;
+}
+
+/* The same for a packet that came without a tunnel. */
+static __always_inline bool plain_pop(struct __sk_buff *skb,
+				      const struct flow *flow)
+{
+	struct front front, *into = (void *)(long)skb->data;
+
+	if ((void *)(into + 1) > (void *)(long)skb->data_end)
+		return false;
+	fill_front(&front, flow, &into->ip, 1);
 	__builtin_memcpy(into, &front, sizeof(struct ethernet) + REWRITTEN);
 	return true;
 }

@@ -289,10 +289,13 @@ class Datapath:
         """Receive from this device; further ones than cfg's get the sender check as well.
 
         `direct` says that there are direct peers, or may be: then what the stack sends to them is
-        witnessed here. Raises AttachError.
+        witnessed here, at a price for all that the node sends. Raises AttachError.
         """
-        del direct  # as yet no peer is
         self._attach(ifindex, Direction.INGRESS, Program.FROM_UPLINK)
+        if direct:
+            self._attach(ifindex, Direction.EGRESS, Program.TO_UPLINK)
+        else:
+            self._hooks.detach(ifindex, Direction.EGRESS)
 
     def attach_overlay(self, ifindex: int) -> None:
         """Witness what the stack sends through the overlay device. Raises AttachError."""
@@ -338,6 +341,18 @@ class Datapath:
         self._hooks.attach(ifindex, direction, program=program.function, fd=fd)
 
     def _apply(self, changes: Mapping[int, Record | None]) -> None:
+        if not self._peers.turns(changes):
+            self._publish(changes)
+            return
+        # What was witnessed on one way is no witness for the other. Twice, since a packet may
+        # have been witnessed on the old way before the new one was published.
+        self.flush()
+        try:
+            self._publish(changes)
+        finally:
+            self.flush()
+
+    def _publish(self, changes: Mapping[int, Record | None]) -> None:
         try:
             self._peers.apply(changes, self._underlay())
         except PeersFullError:

@@ -25,6 +25,7 @@ class Program(IntEnum):
     TO_POD = 1
     FROM_UPLINK = 2
     TO_OVERLAY = 3
+    TO_UPLINK = 4
 
     @property
     def function(self) -> str:
@@ -66,14 +67,16 @@ class Verdict(IntEnum):
     NODE = 28
     OTHER_ADDRESS = 29
     NOT_POD = 30
-    UNSEEN = 31
-    CHANGED = 32
-    OTHER_GATEWAY = 33
-    UNKNOWN_NODE = 34
-    FOREIGN_SOURCE = 35
-    OUTSIDE_SOURCE = 36
-    HIDDEN_SOURCE = 37
-    POD_TUNNEL = 38
+    NOT_TUNNELLED = 31
+    TUNNELLED = 32
+    UNSEEN = 33
+    CHANGED = 34
+    OTHER_GATEWAY = 35
+    UNKNOWN_NODE = 36
+    FOREIGN_SOURCE = 37
+    OUTSIDE_SOURCE = 38
+    HIDDEN_SOURCE = 39
+    POD_TUNNEL = 40
 
     @property
     def forged(self) -> bool:

@@ -86,6 +86,7 @@ class PeerTable:
         self._slot_of: dict[int, int] = {}
         self._value_of: dict[int, Peer] = {}
         self._record_of: dict[int, Record] = {}
+        self._was_direct: dict[int, bool] = {}
         self._resting: deque[tuple[float, int]] = deque()
         self._moved: deque[tuple[float, int]] = deque()
         self._adopt()
@@ -102,6 +103,14 @@ class PeerTable:
     def records(self) -> Mapping[int, Record]:
         """Return the peers as they are published, by subnet index."""
         return MappingProxyType(self._record_of)
+
+    def turns(self, changes: Mapping[int, Record | None]) -> bool:
+        """Return whether any peer, or one that comes back, goes from direct to tunnel or back."""
+        return any(
+            record.direct is not self._was_direct.get(index, record.direct)
+            for index, record in changes.items()
+            if record is not None
+        )
 
     def apply(self, changes: Mapping[int, Record | None], underlay: Underlay) -> None:
         """Publish peers, and withdraw those that are None.
@@ -168,7 +177,8 @@ class PeerTable:
                 value = slots[slot * size : (slot + 1) * size]
                 self._slot_of[index] = slot
                 self._value_of[index] = Peer.from_buffer_copy(value)
-                self._record_of[index] = decode(value)
+                self._record_of[index] = record = decode(value)
+                self._was_direct[index] = record.direct
                 self._note_move(index)
 
     def _repair_nodes(self) -> None:
@@ -202,6 +212,7 @@ class PeerTable:
                 self._slot_of[index] = placed[index]
                 self._value_of[index] = values[index]
                 self._record_of[index] = record
+                self._was_direct[index] = record.direct
                 self._note_move(index)
             else:
                 self._slot_of.pop(index, None)

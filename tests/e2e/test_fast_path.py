@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 from threading import Thread
 
 import pytest
-from fast_view import Counters, fast_path_of
+from fast_view import Counters, fast_path_of, pins_of
 from kersey_loader.layout import Program, Verdict
 from kersey_loader.tcx import remove_link
 from overlay_view import ip_json, lease_key, overlay_link, peer_routes, ready, subnet_of
@@ -315,7 +315,7 @@ def exchange(client: socket.socket, server: Pod, number: int) -> None:
 
 def detach_all(node: Node) -> int:
     """Take every program off its device, as an operator would; return how many."""
-    links = list((node.bpf_dir / "vxlan-1" / "links").iterdir())
+    links = list((pins_of(node) / "links").iterdir())
     for link in links:
         remove_link(link)
     return len(links)
@@ -364,7 +364,7 @@ def test_restart_and_upgrade_under_ten_thousand_packets_a_second_lose_nothing(
                 node.daemon.restart()
             else:
                 node.daemon.stop()
-                for home in (node.bpf_dir / "vxlan-1").glob("programs-*"):
+                for home in pins_of(node).glob("programs-*"):
                     for pin in home.iterdir():
                         pin.unlink()
                     home.rmdir()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fast_view import pins_of
 from overlay_view import overlay_link, subnet_of
 from testbed import Cluster, Node
 
@@ -90,7 +91,7 @@ def test_cleanup_leaves_the_node_as_it_was_before(cluster: Cluster, *, nftables:
     node.daemon.start("--ip-masq", "--ip-blackhole-route")
     node.daemon.wait_ready()
     assert kernel_state(node) != before
-    assert (node.bpf_dir / "vxlan-1" / "links").is_dir()
+    assert (pins_of(node) / "links").is_dir()
     node.add_pod()
     assert "blackhole" in node.namespace.run("ip", "route").stdout
     node.daemon.stop()
@@ -98,7 +99,7 @@ def test_cleanup_leaves_the_node_as_it_was_before(cluster: Cluster, *, nftables:
     assert "device flannel.1" in said
     assert "blackhole route" in said
     assert "pinned programs, links and maps" in said
-    assert not (node.bpf_dir / "vxlan-1").exists()
+    assert not pins_of(node).exists()
     node.remove_pod(node.pods[0])
     node.namespace.ip("link del cni0")
     assert "\n".join(kernel_state(node)).splitlines() == "\n".join(before).splitlines()

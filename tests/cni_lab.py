@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 from cni_runtime import PLUGINS, CniRuntime, Container
-from fast_view import fast_path_of
+from fast_view import fast_path_of, pins_of
 from overlay_view import ip_json
 from testbed import Cluster, Namespace, Node
 
@@ -24,6 +24,7 @@ class CniNode:
     node: Node
     runtime: CniRuntime
     outside: Namespace
+    options: tuple[str, ...]
     pods: dict[str, Container] = field(default_factory=dict)
 
     def add(self, name: str, **runtime_config: object) -> Container:
@@ -43,6 +44,11 @@ class CniNode:
         self.runtime.delete(pod)
         pod.namespace.close()
 
+    def restart(self, *further: str) -> None:
+        """Restart the daemon with `further` options besides those of its start."""
+        self.node.daemon.restart(*self.options, *further)
+        self.node.daemon.wait_ready()
+
     def close(self) -> None:
         """End all pods."""
         for pod in list(self.pods.values()):
@@ -59,6 +65,13 @@ class CniNode:
         """Return the pod ports, by ifindex, that the fast path works for."""
         with fast_path_of(self.node) as datapath:
             return datapath.pod_ports()
+
+    @property
+    def dead_links(self) -> set[str]:
+        """Return the pinned links whose device is gone."""
+        living = {str(link["ifindex"]) for link in ip_json(self.node, "link", "show")}
+        pinned = {path.name for path in (pins_of(self.node) / "links").iterdir()}
+        return {name for name in pinned if name.partition("-")[0] not in living}
 
     def ifindex_of(self, pod: Container) -> int:
         """Return the ifindex of the pod's veth in the node."""
@@ -82,9 +95,10 @@ def cni_nodes(cluster: Cluster, *options: str) -> Iterator[tuple[CniNode, CniNod
 def _start_node(cluster: Cluster, *options: str) -> CniNode:
     node = cluster.add_node()
     conf_dir = node.state_dir / "net.d"
-    node.daemon.start("--ip-masq", "--datapath=bpf", f"--cni-conf-dir={conf_dir}", *options)
+    every = ("--ip-masq", "--datapath=bpf", f"--cni-conf-dir={conf_dir}", *options)
+    node.daemon.start(*every)
     runtime = CniRuntime(node.namespace, conf_dir=conf_dir, state=node.state_dir / "cni")
-    return CniNode(node, runtime, cluster.switch)
+    return CniNode(node, runtime, cluster.switch, every)
 
 
 @contextmanager

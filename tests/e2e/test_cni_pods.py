@@ -7,6 +7,7 @@ from ipaddress import IPv4Network
 from itertools import permutations
 
 import pytest
+from cni_churn import Footprint, churn, resident_kb
 from cni_lab import CniNode, cni_nodes, name_told, names_told
 from cni_runtime import INTERFACE, PluginError
 from fast_view import Counters
@@ -81,7 +82,6 @@ def test_a_host_port_answers_from_outside_and_from_the_pod_itself(
         assert name_told(outside, one.node.address, 8080) == ("web", "198.18.0.1")
         for client in (other, far, web):
             assert name_told(client.namespace, one.node.address, 8080)[0] == "web"
-        one.runtime.check(web)
         one.remove(web)
     with pytest.raises(OSError, match=r"refused|timed out"):
         name_told(outside, one.node.address, 8080)
@@ -89,6 +89,7 @@ def test_a_host_port_answers_from_outside_and_from_the_pod_itself(
 
 def test_a_limited_pod_gets_its_shaper(nodes: tuple[CniNode, CniNode]) -> None:
     one, _ = nodes
+    one.restart("--cni-bandwidth")
     limits = {
         "ingressRate": 10_000_000,
         "ingressBurst": 1_000_000,
@@ -101,6 +102,8 @@ def test_a_limited_pod_gets_its_shaper(nodes: tuple[CniNode, CniNode]) -> None:
     one.remove(pod)
     assert not one.veths
     assert "bwp" not in one.node.namespace.run("ip", "link").stdout
+    one.restart()
+    assert "bandwidth" not in {plugin["type"] for plugin in one.runtime.config()["plugins"]}
 
 
 def test_a_pod_that_was_tampered_with_fails_its_check(nodes: tuple[CniNode, CniNode]) -> None:
@@ -145,3 +148,39 @@ def test_a_new_pod_gets_the_mtu_that_the_uplink_has_now(nodes: tuple[CniNode, Cn
         timeout=10,
         what="the configuration follows",
     )
+
+
+def test_pods_that_come_and_go_leave_nothing(nodes: tuple[CniNode, CniNode]) -> None:
+    """Fifty in each mode; `scripts/bench pods` does five hundred."""
+    one, two = nodes
+    target = two.add("target")
+    with names_told(target, 80):
+        churn(one, target, 10)  # chains of portmap, and what the daemon makes once
+        before, memory = settled(one), resident_kb(one)
+        churn(one, target, 50, first=10)
+    assert settled(one) == before
+    assert resident_kb(one) < memory + 2048, "KiB"
+
+
+def test_a_pod_that_ends_while_the_daemon_is_down_leaves_nothing(
+    nodes: tuple[CniNode, CniNode],
+) -> None:
+    one, two = nodes
+    target = two.add("target")
+    with names_told(target, 80):
+        churn(one, target, 1)
+        before = settled(one)
+        pod = one.add("short")
+        wait_until(lambda: one.fast_ports, timeout=5, what="the pod's port is known")
+        assert Footprint.of(one).pins > before.pins
+        one.node.daemon.kill()
+        one.remove(pod)
+        one.restart()
+    after = settled(one)
+    assert (after.pins, after.pod_ports, after.endpoints) == (before.pins, 0, 0)
+
+
+def settled(each: CniNode) -> Footprint:
+    """Return the footprint once the daemon has followed the last pod's end."""
+    wait_until(lambda: not each.dead_links, timeout=5, what="links of gone ports are removed")
+    return Footprint.of(each)

@@ -91,7 +91,8 @@ def read_pod_ports(
         routed=frozenset(_routed(rtnl, subnet)) if unbridged else frozenset(),
         uplink=uplink,
     )
-    past = {overlay, found.bridge.ifindex} if found.bridge else {overlay}
+    bridge = found.bridge.ifindex if found.bridge else None
+    past = {ifindex for ifindex in (overlay, bridge) if ifindex is not None}
     return set_apart_shaped(found, shapers=_read_shapers(rtnl, found.ports | past), past=past)
 
 

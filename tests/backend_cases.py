@@ -16,8 +16,8 @@ FAST_PATH_READY = ("vxlan", "host-gw")
 DATAPATHS = ("bpf", "netlink")
 
 SWITCHES_READY = ("netlink",)
-"""The datapaths that leave nothing behind. With bpf one thing stays: the pin of the link on a device
-that was deleted, one more with every switch."""
+"""The datapaths that leave nothing behind. With bpf one thing stays: the pin of the link on a
+device that was deleted, one more with every switch."""
 
 VARIANTS_READY: tuple[dict[str, object], ...] = ({"VNI": 7}, {"Port": 4789})
 """Other settings of vxlan that a restart can change to."""

@@ -46,7 +46,7 @@ enum verdict {
 	VERDICT_OTHER_PORT, /* another port or MAC than the witnessed one */
 	VERDICT_OTHER_KIND, /* another DSCP or TTL than the witnessed one */
 	VERDICT_PORT_GONE, /* the pod port does not exist any more */
-	VERDICT_ROOM,      /* the kernel refused to add or remove headers */
+	VERDICT_ROOM,      /* the kernel cannot add or remove the headers */
 
 	/* Left to the stack: a tunnel packet with something unusual. */
 	VERDICT_NOT_HOST,     /* broadcast or multicast Ethernet address */

@@ -48,6 +48,12 @@ tunnel_is_for_device(const struct config *config,
 	return false;
 }
 
+static __always_inline bool tunnel_leads_to(const struct peer *peer,
+					    const void *packet)
+{
+	return false;
+}
+
 static __always_inline bool
 tunnel_length_is_right(const struct tunnel_body *body, u16 inner_len)
 {

@@ -86,6 +86,15 @@ tunnel_is_for_device(const struct config *config,
 	return same_mac(body->inner_ethernet.dst, config->vtep_mac);
 }
 
+/* Whether a packet in the overlay device goes to the peer's. */
+static __always_inline bool tunnel_leads_to(const struct peer *peer,
+					    const void *packet)
+{
+	const struct ethernet *ethernet = packet;
+
+	return same_mac(peer->vtep_mac, ethernet->dst);
+}
+
 static __always_inline bool
 tunnel_length_is_right(const struct tunnel_body *body, u16 inner_len)
 {

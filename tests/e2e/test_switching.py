@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import pytest
-from backend_cases import BACKENDS, SWITCHES_READY, VARIANTS_READY, is_ready
+from backend_cases import BACKENDS, VARIANTS
 from overlay_view import NodeState, difference, node_state
 from testbed import (
     Backend,
@@ -40,21 +40,25 @@ class Station:
         return {**config, "Backend": {**backend, **self.more}}
 
 
-STATIONS = [
-    *(Station(backend) for backend in BACKENDS),
-    *(Station(Backend("vxlan"), more) for more in VARIANTS_READY),
-]
+_PLAIN = [Station(backend) for backend in BACKENDS if not backend.direct_routing]
+STATIONS = {
+    "bpf": [
+        *(Station(backend) for backend in BACKENDS),
+        *(Station(Backend("vxlan"), more) for more in VARIANTS),
+    ],
+    "netlink": _PLAIN,
+}
 
 
 def round_trip(datapath: str) -> list[tuple[str, Station, Station]]:
     """Return the ways on which every station is left once and come to once."""
-    stops = [stop for stop in STATIONS if is_ready(stop.backend, datapath)]
+    stops = STATIONS[datapath]
     return [
         (datapath, stop, next_) for stop, next_ in zip(stops, [*stops[1:], stops[0]], strict=True)
     ]
 
 
-WAYS = [way for datapath in SWITCHES_READY for way in round_trip(datapath)]
+WAYS = [way for datapath in STATIONS for way in round_trip(datapath)]
 
 
 @pytest.fixture(scope="module")

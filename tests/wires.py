@@ -65,7 +65,7 @@ def _in_udp(
     inner: bytes, *, sport: int = UDP_PORT, udp_length: int | None = None, **ip: object
 ) -> bytes:
     datagram = p.udp(inner, src=sport, dst=UDP_PORT, length=udp_length)
-    fields: dict[str, object] = {"tos": outer_tos(inner), "fragment": p.DONT_FRAGMENT, **ip}
+    fields: dict[str, object] = {"tos": 0, "fragment": p.DONT_FRAGMENT, **ip}
     return p.ipv4(datagram, **fields)  # type: ignore[arg-type]
 
 

@@ -69,7 +69,7 @@ static __always_inline void tunnel_prepare(struct tunnel_headers *headers,
 	__builtin_memcpy(headers, peer->template, TUNNEL_TEMPLATE);
 	__builtin_memcpy(&headers->body.inner_ip, inner, REWRITTEN);
 	take_hops(&headers->body.inner_ip, hops);
-	headers->ip.tos = outer_ecn(inner->tos);
+	headers->ip.tos = outer_ecn(inner->tos) & TUNNEL_ECN;
 	headers->ip.total_len =
 		be16((u16)(host16(inner->total_len) + TUNNEL_ROOM));
 	headers->ip.id = be16(id);

@@ -15,6 +15,7 @@ struct tunnel_body {
 
 #define TUNNEL_ROOM sizeof(struct ipv4)
 #define TUNNEL_HEAD 0
+#define TUNNEL_ECN ECN_MASK
 #define TUNNEL_HOPS 1
 
 /* A tunnel or TUN device: IPv4 comes first. */

@@ -14,6 +14,7 @@ struct tunnel_body {
 
 #define TUNNEL_ROOM 0
 #define TUNNEL_HEAD 0
+#define TUNNEL_ECN ECN_MASK
 #define TUNNEL_HOPS 1
 #define TUNNEL_LINK sizeof(struct ethernet)
 #define TUNNEL_ENCAP 0

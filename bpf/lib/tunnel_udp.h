@@ -19,6 +19,12 @@ struct tunnel_body {
 _Static_assert(TUNNEL_ROOM == 28, "IPv4 in UDP");
 #define TUNNEL_HEAD sizeof(struct udp)
 
+/*
+ * Nothing of the inner ECN goes outside: flannel does not look at the outer
+ * header, so a mark would be lost instead of a packet (RFC 6040 section 4.1).
+ */
+#define TUNNEL_ECN 0
+
 /* The router's hop, and one that flannel's proxy takes at each end. */
 #define TUNNEL_HOPS 2
 

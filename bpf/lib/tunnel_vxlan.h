@@ -29,6 +29,9 @@ _Static_assert(TUNNEL_ROOM == 50, "RFC 7348 over IPv4");
 #define TUNNEL_HEAD sizeof(struct udp)
 
 /* What each end takes from the inner TTL: the router's hop. */
+/* Which bits of the inner TOS go outside. */
+#define TUNNEL_ECN ECN_MASK
+
 #define TUNNEL_HOPS 1
 
 /* Bytes in front of the IPv4 header at the hooks of the overlay device. */

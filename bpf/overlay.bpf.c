@@ -92,6 +92,9 @@ static __always_inline bool is_carriable(const struct __sk_buff *skb,
 
 	if ((const void *)(ip + 1) > (void *)(long)skb->data_end)
 		return false;
+	if (!TUNNEL_SENDS_DATAGRAMS && skb->gso_size &&
+	    ip->protocol == IPPROTO_UDP)
+		return false;
 	length = host16(ip->total_len);
 	return ip->version_ihl >= IPV4_PLAIN && ip->version_ihl >> 4 == 4 &&
 	       ip->ttl >= TUNNEL_HOPS && length == skb->len &&

@@ -94,6 +94,11 @@ static __always_inline enum verdict judge_sent(struct __sk_buff *skb,
 		return VERDICT_LENGTH;
 	if (!fits(skb, &packet, config->mtu))
 		return VERDICT_TOO_BIG;
+	if (!TUNNEL_SENDS_DATAGRAMS && !(*peer)->direct && skb->gso_size &&
+	    packet.protocol == IPPROTO_UDP) {
+		sight(config, &key, &packet, EGRESS, skb->ifindex);
+		return VERDICT_DATAGRAMS;
+	}
 	*flow = flows.lookup(&key);
 	verdict = *flow ? admitted(config, *flow, (*flow)->egress_kind,
 				   &packet) :

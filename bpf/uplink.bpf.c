@@ -170,14 +170,15 @@ static __always_inline bool plain_length_agrees(const struct __sk_buff *skb,
 
 /*
  * Datagrams in one packet have to be taken apart for the pod's socket, and
- * bpf_skb_adjust_room leaves it marked as a tunnel's (gso_type,
+ * bpf_skb_adjust_room leaves it marked as a UDP tunnel's (gso_type,
  * skb->encapsulation): the kernel then drops it, uncounted. TCP takes such a
  * packet whole.
  */
-static __always_inline bool is_unseverable(const struct __sk_buff *skb,
-					   u8 protocol)
+static __always_inline bool is_datagrams(const struct __sk_buff *skb,
+					 u8 protocol)
 {
-	return skb->gso_size && protocol == IPPROTO_UDP;
+	return !TUNNEL_TAKES_DATAGRAMS && skb->gso_size &&
+	       protocol == IPPROTO_UDP;
 }
 
 /*
@@ -235,9 +236,9 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 		sight(config, &key, &packet, INGRESS, 0);
 		return VERDICT_CONGESTION;
 	}
-	if (headers && is_unseverable(skb, packet.protocol)) {
+	if (headers && is_datagrams(skb, packet.protocol)) {
 		sight(config, &key, &packet, INGRESS, 0);
-		return VERDICT_ROOM;
+		return VERDICT_DATAGRAMS;
 	}
 	arrival->flow = flows.lookup(&key);
 	verdict = arrival->flow ?
@@ -288,9 +289,9 @@ static __always_inline bool is_whole(const struct __sk_buff *skb,
 
 	return skb->pkt_type == PACKET_HOST && !skb->vlan_present &&
 	       ip->version_ihl >= IPV4_PLAIN && ip->version_ihl >> 4 == 4 &&
-	       !is_unseverable(skb, ip->protocol) &&
 	       ip->ttl >= TUNNEL_HOPS && lengths_agree(skb, headers, length) &&
 	       (skb->gso_size || length <= config->mtu) &&
+	       !is_datagrams(skb, ip->protocol) &&
 	       !congestion_matters(headers->ip.tos, ip->tos);
 }
 

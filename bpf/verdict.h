@@ -46,7 +46,7 @@ enum verdict {
 	VERDICT_OTHER_PORT, /* another port or MAC than the witnessed one */
 	VERDICT_OTHER_KIND, /* another DSCP or TTL than the witnessed one */
 	VERDICT_PORT_GONE, /* the pod port does not exist any more */
-	VERDICT_ROOM,      /* the kernel cannot add or remove the headers */
+	VERDICT_ROOM,      /* the kernel refused to add or remove headers */
 
 	/* Left to the stack: a tunnel packet with something unusual. */
 	VERDICT_NOT_HOST,     /* broadcast or multicast Ethernet address */
@@ -55,6 +55,7 @@ enum verdict {
 	VERDICT_OTHER_VTEP, /* inner Ethernet address is not our device's */
 	VERDICT_NOT_IPV4,   /* inner packet */
 	VERDICT_CONGESTION, /* outer ECN that changes the inner one */
+	VERDICT_DATAGRAMS,  /* UDP segments in one packet, in a UDP tunnel */
 	VERDICT_NODE,       /* inner source is the sending node itself */
 	VERDICT_OTHER_ADDRESS, /* to an address of ours that is not cfg's */
 	VERDICT_NOT_POD,    /* inner destination is not in our lease */

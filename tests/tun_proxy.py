@@ -55,10 +55,16 @@ class Proxy:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        os.close(self._stopped)
-        self._thread.join()
+        self.stop()
         self._socket.close()
         os.close(self._stop)
+        os.close(self._stopped)
+
+    def stop(self) -> None:
+        """Carry nothing any more; a second time does nothing."""
+        if self._thread.is_alive():
+            os.write(self._stopped, b"x")
+            self._thread.join()
 
     def _serve(self) -> None:
         sources = [self._tun, self._socket.fileno(), self._stop]

@@ -23,6 +23,8 @@ struct tunnel_body {
 
 #define TUNNEL_ENCAP 0
 #define TUNNEL_CSUM_LEVELS 0
+#define TUNNEL_SENDS_DATAGRAMS 1
+#define TUNNEL_TAKES_DATAGRAMS 1
 
 static __always_inline bool tunnel_is_protocol(u8 protocol)
 {

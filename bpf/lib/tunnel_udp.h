@@ -34,6 +34,13 @@ _Static_assert(TUNNEL_ROOM == 28, "IPv4 in UDP");
 #define TUNNEL_ENCAP BPF_F_ADJ_ROOM_ENCAP_L4_UDP
 #define TUNNEL_CSUM_LEVELS 1
 
+/*
+ * As with VXLAN, see there; but nobody at the other end removes the mark, and
+ * between nodes that are joined by a veth it would get there: segmented first.
+ */
+#define TUNNEL_SENDS_DATAGRAMS 0
+#define TUNNEL_TAKES_DATAGRAMS 0
+
 static __always_inline bool tunnel_is_protocol(u8 protocol)
 {
 	return protocol == IPPROTO_UDP;

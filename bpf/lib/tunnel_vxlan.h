@@ -52,6 +52,16 @@ _Static_assert(TUNNEL_ROOM == 50, "RFC 7348 over IPv4");
  */
 #define TUNNEL_CSUM_LEVELS 1
 
+/*
+ * Whether UDP segments that are still one packet (UDP_SEGMENT of a pod, or
+ * merged by a NIC) may go in and come out. Taking the headers off leaves the
+ * mark of a UDP tunnel on such a packet, and the pod that has to segment it
+ * loses it (6.18; TCP is not segmented by who receives it). The kernel's
+ * own device removes the mark.
+ */
+#define TUNNEL_SENDS_DATAGRAMS 1
+#define TUNNEL_TAKES_DATAGRAMS 0
+
 static __always_inline bool tunnel_is_protocol(u8 protocol)
 {
 	return protocol == IPPROTO_UDP;

@@ -74,6 +74,9 @@ class CleanupFlags:
     bpf_dir: Path = flag(
         PATH, default="/sys/fs/bpf/kersey", group=_FILES, help="the daemon's --bpf-dir", own=True
     )
+    cni_conf_dir: Path = flag(
+        PATH, default="/etc/cni/net.d", group=_FILES, help="the daemon's --cni-conf-dir", own=True
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +200,7 @@ def cleanup(flags: CleanupFlags) -> None:
             subnet_file=flags.subnet_file,
             state_dir=flags.state_dir,
             bpf_dir=flags.bpf_dir,
+            cni_conf_dir=flags.cni_conf_dir,
             links=links,
             rtnl=rtnl,
         ):

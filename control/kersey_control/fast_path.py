@@ -125,6 +125,7 @@ class FastPath:
         self._pod_mtu: int | None = None
         self._entries: dict[IPv4Network, PeerEntry] = {}
         self._unfit: set[IPv4Network] = set()
+        self._served: frozenset[int] = frozenset()
         self._troubles: dict[str, str] = {}
         status.verdicts = self._verdicts
 
@@ -170,10 +171,12 @@ class FastPath:
             self._pod_mtu = found.mtu
             self._attempt("configure", self._configure)
         known = self._datapath.pod_ports()
-        for ifindex in known - found.ports:
+        # The kernel itself takes a deleted device out of that map, but not its links and endpoints.
+        for ifindex in (known | self._served) - found.ports:
             self._attempt(f"pod port {ifindex}", partial(self._datapath.remove_pod_port, ifindex))
         for ifindex in found.ports - known:
             self._attempt(f"pod port {ifindex}", partial(self._datapath.put_pod_port, ifindex))
+        self._served = found.ports
         self._troubles = {
             step: why
             for step, why in self._troubles.items()
@@ -192,8 +195,9 @@ class FastPath:
         self._attempt("settle", self._datapath.settle)
 
     def retire_old(self) -> None:
-        """Remove the pins of other versions, once everything is attached anew."""
+        """Remove pins of other versions and of gone devices, once everything is attached anew."""
         self._attempt("retire", self._datapath.retire_old)
+        self._attempt("leftover links", self._datapath.attachments)
 
     def _verdicts(self) -> dict[tuple[str, str], int]:
         return {

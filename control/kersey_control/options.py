@@ -64,6 +64,13 @@ class SpoofCheck(StrEnum):
     OFF = "off"
 
 
+class CniMode(StrEnum):
+    """How pods are connected to their node: ports of one bridge, or a route each."""
+
+    BRIDGE = "bridge"
+    ROUTED = "routed"
+
+
 class LogFormat(StrEnum):
     """How a log record is written."""
 
@@ -148,11 +155,20 @@ _PREFIX = Kind(_prefix, "a key prefix such as /coreos.com/network", "KEY")
 _NODE_ID = Kind(
     _checked(r"[A-Za-z0-9._-]{0,64}"), "up to 64 letters, digits, dots, dashes or underscores", "ID"
 )
+_CONFLIST = Kind(
+    _checked(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.conflist"), "a file name in .conflist", "NAME"
+)
+_CNI_NETWORK = Kind(
+    _checked(r"[A-Za-z0-9][A-Za-z0-9_.-]*"),  # the specification's own rule
+    "letters, digits, dots, dashes or underscores, the first a letter or digit",
+    "NAME",
+)
 _LOG_LEVEL = Kind(_optional(LogLevel), f"one of {', '.join(LogLevel)}", "|".join(LogLevel))
 
 _STORE = "Lease store"
 _UPLINK = "Uplink"
 _LEASE = "Lease and subnet file"
+_CNI = "CNI configuration (off unless --cni-conf-dir is given)"
 _DATAPATH = "Datapath"
 _RULES = "Masquerade and forward rules"
 _OBSERVE = "Health and metrics"
@@ -240,6 +256,43 @@ class Options(EtcdFlags):
         default="/run/kersey",
         group=_LEASE,
         help="where the daemon keeps what it must find again",
+        own=True,
+    )
+
+    cni_conf_dir: Path | None = flag(
+        _OPTIONAL_PATH,
+        default="",
+        group=_CNI,
+        help="where to write the container runtime's network configuration, mostly /etc/cni/net.d",
+        own=True,
+    )
+    cni_conf_name: str = flag(
+        _CONFLIST,
+        default="10-kersey.conflist",
+        group=_CNI,
+        help="name of the file; runtimes take the first one of the folder",
+        own=True,
+    )
+    cni_mode: CniMode = flag(
+        _choice(CniMode),
+        default="bridge",
+        group=_CNI,
+        help="pods as ports of the bridge cni0, or routed one by one (plugin ptp)",
+        own=True,
+    )
+    cni_network: str = flag(
+        _CNI_NETWORK,
+        default="cbr0",
+        group=_CNI,
+        help="name of the network; host-local keeps taken addresses by it, so it must be what it"
+        " was when living pods were added (cbr0 is flannel's)",
+        own=True,
+    )
+    cni_bandwidth: bool = flag(
+        BOOLEAN,
+        default="false",
+        group=_CNI,
+        help="have the plugin bandwidth limit pods that ask for it",
         own=True,
     )
 

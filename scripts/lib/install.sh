@@ -49,6 +49,7 @@ missing_test_packages() {
 	has openssl || echo openssl
 	has conntrack || echo conntrack
 	has ethtool || echo ethtool
+	[ -x /usr/lib/cni/bridge ] || echo containernetworking-plugins
 }
 
 missing_bench_packages() {

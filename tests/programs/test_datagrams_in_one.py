@@ -34,7 +34,7 @@ def tunnelled(flow: Tuple5) -> bytes:
     ("protocol", "gso_size", "action", "verdict"),
     [
         pytest.param(p.UDP, 0, Action.REDIRECT, Verdict.FAST, id="one datagram"),
-        pytest.param(p.UDP, 100, Action.TO_STACK, Verdict.ROOM, id="datagrams in one"),
+        pytest.param(p.UDP, 100, Action.TO_STACK, Verdict.DATAGRAMS, id="datagrams in one"),
     ],
 )
 def test_datagrams_in_one_packet_are_taken_out_of_the_tunnel_by_the_stack(
@@ -45,4 +45,4 @@ def test_datagrams_in_one_packet_are_taken_out_of_the_tunnel_by_the_stack(
     outcome = lab.run(Program.FROM_UPLINK, tunnelled(flow), device=lab.uplink, gso_size=gso_size)
     assert (outcome.action, outcome.counted) == (action, (verdict,))
     # Noted, so that it is a witness when it comes out of the stack.
-    assert (lab.sighting(flow, INGRESS) is not None) == (verdict is Verdict.ROOM)
+    assert (lab.sighting(flow, INGRESS) is not None) == (verdict is Verdict.DATAGRAMS)

@@ -396,3 +396,19 @@ def test_carried_packets_count_as_slow(lab: Lab) -> None:
     from_uplink(lab, wire(lab, received()))
     after = lab.datapath.traffic()[PEER].slow_received
     assert (after.packets - before.packets, after.bytes - before.bytes) == (1, len(received()))
+
+
+def test_datagrams_in_one_packet_are_not_put_into_a_udp_tunnel_nor_taken_out_of_it(
+    lab: Lab,
+) -> None:
+    """With ipip they may, but a test run cannot say of what kind they are: the kernel refuses."""
+    lab.configure(carrier=lab.other_port)
+    admit(lab)
+    verdict = Verdict.DATAGRAMS if lab.wire is UDP_WIRE else Verdict.ROOM
+    packet = sent(bytes(2000))
+    assert from_pod(lab, packet, gso_size=1000) == Outcome(
+        Action.TO_STACK, frame(packet), (verdict,)
+    )
+    on_wire = wire(lab, received(bytes(2000)))
+    assert from_uplink(lab, on_wire, gso_size=1000) == Outcome(Action.TO_STACK, on_wire, (verdict,))
+    assert lab.sighting(UDP_FLOW, 1) is not None or verdict is Verdict.ROOM

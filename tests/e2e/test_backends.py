@@ -96,6 +96,14 @@ def complaints(view: WireView, sent: Mapping[Node, Sequence[WirePacket]]) -> lis
     return [line for packet in packets for line in view.complaints(packet)]
 
 
+def test_not_even_the_first_packet_to_a_node_is_lost(network: Cluster) -> None:
+    one, two, three = network.pods
+    for other in (two, three):
+        for node in network.nodes:
+            node.namespace.ip("neigh flush dev eth0")
+        exchange_datagrams(one, other)
+
+
 @contextmanager
 def pod_captures(pods: list[Pod]) -> Iterator[dict[Pod, Capture]]:
     with ExitStack() as stack:

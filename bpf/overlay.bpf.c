@@ -119,9 +119,14 @@ static __always_inline int carry(struct __sk_buff *skb,
 	if (pushed == PUSH_BROKEN)
 		verdict = VERDICT_ROOM;
 	count_verdict(PROGRAM_TO_OVERLAY, verdict);
-	return pushed == PUSH_DONE   ? send_to(config, peer) :
-	       pushed == PUSH_BROKEN ? DROP :
-				       TO_STACK;
+	if (pushed != PUSH_DONE)
+		return pushed == PUSH_BROKEN ? DROP : TO_STACK;
+	/*
+	 * Without a next hop: the packet still has its route to this device,
+	 * by which a neighbour that is resolved only now would send it, as it
+	 * is. A look-up gives it a route of its own.
+	 */
+	return redirect_neigh(config->uplink, NULL, 0, 0);
 }
 
 int to_overlay(struct __sk_buff *skb)

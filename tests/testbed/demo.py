@@ -135,9 +135,13 @@ class Traffic:
 
 
 def exchange_datagrams(cluster: Cluster) -> None:
-    """Have the first pods of neighbouring nodes talk: pings never leave the kernel's own path."""
+    """Have the first pods of the nodes talk in a ring: pings never leave the kernel's own path.
+
+    The ring is closed, since on two links no two nodes that follow each other share one.
+    """
     first = [node.pods[0] for node in cluster.nodes if node.pods]
-    for source, destination in pairwise(first):
+    ring = pairwise([*first, first[0]] if len(first) > 2 else first)
+    for source, destination in ring:
         with udp_probe(
             source.namespace, destination.namespace, destination.address, rate=_DATAGRAMS
         ) as probe:

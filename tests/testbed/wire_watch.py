@@ -33,6 +33,8 @@ class WireTally:
         return sum(self.counts.values())
 
     def __str__(self) -> str:
+        if not self.total:
+            return "on the wire: no pod packets"
         plain = self.counts[Form.PLAIN]
         tunnels = [form for form in Form if form is not Form.PLAIN and self.counts[form]]
         if not tunnels:

@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Where the stack's packets to peers leave it: witnesses of the egress
- * direction. Neither changes or drops a packet.
+ * direction.
  *
  * to_overlay: TC egress of the overlay device, for peers behind the tunnel.
+ * Where that is a TUN device with a proxy behind it, puts each packet that it
+ * can into the tunnel itself, whatever it is; what it leaves on the device is
+ * the proxy's: no peer, no hop left, too long. Else changes and drops none.
  * to_uplink: TC egress of the uplink, for direct peers. Everything else that
  * the node sends passes here, too: it is let go at once, and not counted.
+ * Changes and drops none.
  */
 #include "flow.h"
-#include "lib/routes.h"
 #include "lib/rewrite.h"
+#include "lib/routes.h"
+#include "send.h"
 
 /* The packet leaves for its peer: did it come in as it is? */
 static __always_inline enum verdict
@@ -36,14 +41,15 @@ static __always_inline void count_sent(const struct peer *peer,
 			      length);
 }
 
-static __always_inline enum verdict
-judge_routed(struct __sk_buff *skb, const struct config *config)
+/* Whose pod it is for is in *peer, also where there is no witness. */
+static __always_inline enum verdict judge_routed(struct __sk_buff *skb,
+						 const struct config *config,
+						 const struct peer **peer)
 {
-	const struct ethernet *ethernet = (void *)(long)skb->data;
-	const struct ipv4 *ip = (const void *)(ethernet + 1);
+	const void *packet_start = (void *)(long)skb->data;
+	const struct ipv4 *ip = packet_start + TUNNEL_LINK;
 	const void *end = (void *)(long)skb->data_end;
 	struct packet packet = {};
-	const struct peer *peer;
 	struct flow_key key;
 	enum verdict verdict;
 	u32 port = 0;
@@ -52,13 +58,16 @@ judge_routed(struct __sk_buff *skb, const struct config *config)
 		return VERDICT_UNRELATED;
 	if ((const void *)(ip + 1) > end)
 		return VERDICT_TRUNCATED;
-	peer = peer_of(config, ip->dst);
-	if (!peer)
+	*peer = peer_of(config, ip->dst);
+	if (!*peer)
 		return VERDICT_UNRELATED;
-	/* By policy routing, or before a route follows its peer. */
-	if (peer->direct || !same_mac(peer->vtep_mac, ethernet->dst))
+	/* By policy routing or a foreign neighbour entry. */
+	if (!tunnel_leads_to(*peer, packet_start))
 		return VERDICT_OTHER_GATEWAY;
-	count_sent(peer, skb, skb->len - sizeof(*ethernet));
+	count_sent(*peer, skb, skb->len - TUNNEL_LINK);
+	/* Before a route follows its peer: no witness of the way that it has. */
+	if ((*peer)->direct)
+		return VERDICT_OTHER_GATEWAY;
 	if (config->admission == ADMISSION_OFF)
 		return VERDICT_ADMISSION_OFF;
 	verdict = parse_packet(ip, end, &packet);
@@ -70,13 +79,62 @@ judge_routed(struct __sk_buff *skb, const struct config *config)
 	return verdict;
 }
 
+/*
+ * Whether a packet can be put into the tunnel by its addresses alone, be it
+ * ICMP, a fragment or whatever. The stack has seen to it that every segment of
+ * a GSO packet fits the device.
+ */
+static __always_inline bool is_carriable(const struct __sk_buff *skb,
+					 const struct config *config)
+{
+	const struct ipv4 *ip = (void *)(long)skb->data;
+	u32 length;
+
+	if ((const void *)(ip + 1) > (void *)(long)skb->data_end)
+		return false;
+	if (!TUNNEL_SENDS_DATAGRAMS && skb->gso_size &&
+	    ip->protocol == IPPROTO_UDP)
+		return false;
+	length = host16(ip->total_len);
+	return ip->version_ihl >= IPV4_PLAIN && ip->version_ihl >> 4 == 4 &&
+	       ip->ttl >= TUNNEL_HOPS && length == skb->len &&
+	       length + TUNNEL_ROOM <= 0xffff &&
+	       (skb->gso_size || length <= config->mtu);
+}
+
+/*
+ * Does at the device what its proxy would, and counts: the identification is
+ * that of the first of the packets which have been counted.
+ */
+static __always_inline int carry(struct __sk_buff *skb,
+				 const struct config *config,
+				 const struct peer *peer, enum verdict verdict)
+{
+	u16 segments = skb->gso_segs ? skb->gso_segs : 1;
+	enum pushed pushed = PUSH_REFUSED;
+
+	if (is_carriable(skb, config))
+		pushed = tunnel_push_bare(skb, peer,
+					  next_id(traffic_of(peer)) - segments);
+	if (pushed == PUSH_BROKEN)
+		verdict = VERDICT_ROOM;
+	count_verdict(PROGRAM_TO_OVERLAY, verdict);
+	return pushed == PUSH_DONE   ? send_to(config, peer) :
+	       pushed == PUSH_BROKEN ? DROP :
+				       TO_STACK;
+}
+
 int to_overlay(struct __sk_buff *skb)
 {
 	const struct config *config = configuration();
+	const struct peer *peer = NULL;
+	enum verdict verdict;
 
-	count_verdict(PROGRAM_TO_OVERLAY,
-		      config ? judge_routed(skb, config) :
-			       VERDICT_UNCONFIGURED);
+	verdict = config ? judge_routed(skb, config, &peer) :
+			   VERDICT_UNCONFIGURED;
+	if (!TUNNEL_LINK && config && peer && skb->ifindex == config->carrier)
+		return carry(skb, config, peer, verdict);
+	count_verdict(PROGRAM_TO_OVERLAY, verdict);
 	return TO_STACK;
 }
 

@@ -9,8 +9,9 @@
  * changes or drops one.
  */
 #include "flow.h"
-#include "lib/routes.h"
 #include "lib/rewrite.h"
+#include "lib/routes.h"
+#include "send.h"
 
 /* The first fragment alone holds the ports; without it nothing arrives. */
 static __always_inline bool speaks_tunnel(struct __sk_buff *skb,
@@ -93,6 +94,11 @@ static __always_inline enum verdict judge_sent(struct __sk_buff *skb,
 		return VERDICT_LENGTH;
 	if (!fits(skb, &packet, config->mtu))
 		return VERDICT_TOO_BIG;
+	if (!TUNNEL_SENDS_DATAGRAMS && !(*peer)->direct && skb->gso_size &&
+	    packet.protocol == IPPROTO_UDP) {
+		sight(config, &key, &packet, EGRESS, skb->ifindex);
+		return VERDICT_DATAGRAMS;
+	}
 	*flow = flows.lookup(&key);
 	verdict = *flow ? admitted(config, *flow, (*flow)->egress_kind,
 				   &packet) :
@@ -113,18 +119,6 @@ static __always_inline enum verdict judge_sent(struct __sk_buff *skb,
 	return verdict;
 }
 
-/*
- * The outer packet may be fragmented, so its identification must not repeat
- * soon (RFC 6864). The packets sent to this peer by this CPU so far, segments
- * of GSO packets included, spaced by CPU; a random number costs 60 ns.
- */
-static __always_inline u16 next_id(const struct traffic *traffic)
-{
-	u16 spread = bpf_get_smp_processor_id() * 0x9e37;
-
-	return traffic ? traffic->fast_sent_packets + spread : spread;
-}
-
 /* One hop on, with the headers that lead to the peer. False: refused. */
 static __always_inline bool rewrite(struct __sk_buff *skb,
 				    const struct config *config,
@@ -140,7 +134,6 @@ static __always_inline bool rewrite(struct __sk_buff *skb,
 int from_pod(struct __sk_buff *skb)
 {
 	const struct config *config = configuration();
-	struct bpf_redir_neigh nexthop = { .nh_family = FAMILY_INET };
 	const struct peer *peer = NULL;
 	struct flow *flow = NULL;
 	struct traffic *traffic;
@@ -169,9 +162,7 @@ int from_pod(struct __sk_buff *skb)
 		count_traffic(&traffic->fast_sent_packets,
 			      &traffic->fast_sent_bytes, segments, length);
 	count_verdict(PROGRAM_FROM_POD, VERDICT_FAST);
-	nexthop.ipv4_nh = peer->nexthop;
-	return redirect_neigh(config->uplink, nexthop.ipv4_nh ? &nexthop : NULL,
-			      nexthop.ipv4_nh ? sizeof(nexthop) : 0, 0);
+	return send_to(config, peer);
 }
 
 /*

@@ -2,14 +2,19 @@
 /*
  * from_uplink: TC ingress of the uplink. Every packet of the tunnel's for this
  * node has its sender checked, whatever becomes of it. One of an admitted flow
- * is handed to the pod; any other is noted and left to the stack. So is one
- * that comes from a direct peer's pod without a tunnel, but for the check:
- * nothing in it shows which node sent it, as in any routed network. Packets
- * that are neither are not touched and not counted.
+ * is handed to the pod; any other is noted and left to the stack. Where that
+ * is a user-space proxy, what can be taken out of the tunnel here enters the
+ * stack by the proxy's device, and only the rest by its socket.
+ *
+ * A packet from a direct peer's pod comes without a tunnel, and so without an
+ * outer source: nothing in it shows which node sent it, as in any routed
+ * network, and no sender is checked. Else the same is done with it.
+ *
+ * Packets that are neither are not touched and not counted.
  */
 #include "flow.h"
-#include "lib/routes.h"
 #include "lib/rewrite.h"
+#include "lib/routes.h"
 
 #define ETHERTYPE_VLAN be16(0x8100)
 #define ETHERTYPE_QINQ be16(0x88a8)
@@ -27,6 +32,7 @@ struct arrival {
 	const struct peer *peer; /* of the source; NULL: a node for itself */
 	struct flow *flow;       /* where it is fast */
 	bool plain;              /* without a tunnel */
+	bool whole;              /* the proxy's device could take it */
 	u32 length;              /* of the inner packet, in bytes */
 };
 
@@ -163,6 +169,19 @@ static __always_inline bool plain_length_agrees(const struct __sk_buff *skb,
 }
 
 /*
+ * Datagrams in one packet have to be taken apart for the pod's socket, and
+ * bpf_skb_adjust_room leaves it marked as a UDP tunnel's (gso_type,
+ * skb->encapsulation): the kernel then drops it, uncounted. TCP takes such a
+ * packet whole.
+ */
+static __always_inline bool is_datagrams(const struct __sk_buff *skb,
+					 u8 protocol)
+{
+	return !TUNNEL_TAKES_DATAGRAMS && skb->gso_size &&
+	       protocol == IPPROTO_UDP;
+}
+
+/*
  * The sender has been checked. headers: NULL where there is no tunnel. FAST:
  * arrival->flow is set.
  */
@@ -192,6 +211,11 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 	verdict = parse_packet(ip, end, &packet);
 	if (verdict != UNDECIDED)
 		return verdict;
+	/* From here on it is what the stack will see of it. */
+	if (headers && packet.ttl < TUNNEL_HOPS)
+		return VERDICT_TTL;
+	if (headers)
+		packet.ttl -= TUNNEL_HOPS - 1;
 	ingress_key(&key, &packet);
 	if (packet.tcp_flags & TCP_CONTROL) {
 		verdict = judge_control(config, &key, &packet);
@@ -211,6 +235,10 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 	if (headers && congestion_matters(headers->ip.tos, packet.tos)) {
 		sight(config, &key, &packet, INGRESS, 0);
 		return VERDICT_CONGESTION;
+	}
+	if (headers && is_datagrams(skb, packet.protocol)) {
+		sight(config, &key, &packet, INGRESS, 0);
+		return VERDICT_DATAGRAMS;
 	}
 	arrival->flow = flows.lookup(&key);
 	verdict = arrival->flow ?
@@ -247,6 +275,26 @@ static __always_inline enum verdict judge_plain(struct __sk_buff *skb,
 	return judge_flow(skb, config, ip, NULL, arrival);
 }
 
+/*
+ * Whether the packet can go on without its outer headers as if the proxy had
+ * taken them off. Several datagrams that the NIC merged (rx-udp-gro-forwarding)
+ * have one outer length and another inner one.
+ */
+static __always_inline bool is_whole(const struct __sk_buff *skb,
+				     const struct config *config,
+				     const struct tunnel_headers *headers)
+{
+	const struct ipv4 *ip = &headers->body.inner_ip;
+	u16 length = host16(ip->total_len);
+
+	return skb->pkt_type == PACKET_HOST && !skb->vlan_present &&
+	       ip->version_ihl >= IPV4_PLAIN && ip->version_ihl >> 4 == 4 &&
+	       ip->ttl >= TUNNEL_HOPS && lengths_agree(skb, headers, length) &&
+	       (skb->gso_size || length <= config->mtu) &&
+	       !is_datagrams(skb, ip->protocol) &&
+	       !congestion_matters(headers->ip.tos, ip->tos);
+}
+
 /* A packet whose IPv4 header is linear. UNRELATED: not the tunnel's. */
 static __always_inline enum verdict
 judge_tunnelled(struct __sk_buff *skb, const struct config *config,
@@ -269,10 +317,12 @@ judge_tunnelled(struct __sk_buff *skb, const struct config *config,
 	verdict = judge_sender(config, headers->ip.src,
 			       tunnel_inner_type(&headers->body),
 			       headers->body.inner_ip.src, &arrival->peer);
-	if (verdict != UNDECIDED)
-		return verdict;
-	return judge_flow(skb, config, &headers->body.inner_ip, headers,
-			  arrival);
+	if (verdict == UNDECIDED)
+		verdict = judge_flow(skb, config, &headers->body.inner_ip,
+				     headers, arrival);
+	if (!TUNNEL_LINK && config->carrier && verdict != VERDICT_FAST)
+		arrival->whole = is_whole(skb, config, headers);
+	return verdict;
 }
 
 /* UNRELATED: not the overlay's. Else: *arrival is set. */
@@ -320,6 +370,16 @@ static __always_inline int deliver(struct __sk_buff *skb,
 	return bpf_redirect_peer(port, 0);
 }
 
+/* To the stack, through the proxy's device instead of the proxy. */
+static __always_inline int hand_over(struct __sk_buff *skb,
+				     const struct config *config)
+{
+	if (!tunnel_strip(skb))
+		return TO_STACK;
+	skb->mark = 0;
+	return bpf_redirect(config->carrier, BPF_F_INGRESS);
+}
+
 int from_uplink(struct __sk_buff *skb)
 {
 	const struct config *config = configuration();
@@ -347,5 +407,5 @@ int from_uplink(struct __sk_buff *skb)
 			      &traffic->slow_received_bytes, skb->gso_segs,
 			      arrival.length);
 	count_verdict(PROGRAM_FROM_UPLINK, verdict);
-	return TO_STACK;
+	return arrival.whole ? hand_over(skb, config) : TO_STACK;
 }

@@ -55,6 +55,7 @@ enum verdict {
 	VERDICT_OTHER_VTEP, /* inner Ethernet address is not our device's */
 	VERDICT_NOT_IPV4,   /* inner packet */
 	VERDICT_CONGESTION, /* outer ECN that changes the inner one */
+	VERDICT_DATAGRAMS,  /* UDP segments in one packet, in a UDP tunnel */
 	VERDICT_NODE,       /* inner source is the sending node itself */
 	VERDICT_OTHER_ADDRESS, /* to an address of ours that is not cfg's */
 	VERDICT_NOT_POD,    /* inner destination is not in our lease */

@@ -28,7 +28,7 @@ from kersey_loader.layout import (
     Verdict,
 )
 from packets import mac
-from wires import VXLAN, Wire
+from wires import VXLAN_WIRE, Wire
 
 NETWORK = IPv4Network("10.244.0.0/16")
 OWN, PEER, OTHER, DIRECT, NOBODY = (IPv4Network(f"10.244.{n}.0/24") for n in (1, 2, 3, 4, 9))
@@ -41,6 +41,8 @@ DIRECT_MAC = "0e:bb:00:00:00:04"
 
 NODE_OTHER_ADDRESS = "198.18.1.1"
 SUBNET_LEN = 24
+MTU = 1450
+"""Of every overlay here, so that rows are the same for all: bytes of IP packet."""
 
 _CLONE_NEWNET = 0x40000000
 _MNT_DETACH = 2
@@ -101,8 +103,8 @@ class Lab:
             uplink=self.uplink,
             node=IPv4Address(NODE),
             subnet=OWN,
-            mtu=1450,
-            pod_mtu=1450,
+            mtu=MTU,
+            pod_mtu=MTU,
             tunnel=wire.tunnel,
         )
 
@@ -132,9 +134,12 @@ class Lab:
         admission: Admission = Admission.STRICT,
         spoof: SpoofCheck = SpoofCheck.DROP,
         max_age: float = 5.0,
+        carrier: int = 0,
     ) -> None:
         """Change what tests vary."""
-        changed = replace(self.config, admission=admission, spoof=spoof, max_age=max_age)
+        changed = replace(
+            self.config, admission=admission, spoof=spoof, max_age=max_age, carrier=carrier
+        )
         self.datapath.configure(changed)
 
     def run(self, program: Program, packet: bytes, *, device: int, gso_size: int = 0) -> Outcome:
@@ -209,7 +214,7 @@ class Lab:
 
 
 @contextmanager
-def open_lab(directory: Path, wire: Wire = VXLAN) -> Iterator[Lab]:
+def open_lab(directory: Path, wire: Wire = VXLAN_WIRE) -> Iterator[Lab]:
     """Load a tunnel's programs with a bpffs and in a network namespace of their own."""
     with private_network(), private_bpffs(directory):
         for line in (

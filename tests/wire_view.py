@@ -178,7 +178,8 @@ def wire_view(
 
 
 def _place(node: Node, cluster: Cluster) -> Place:
-    macs = {link["ifname"]: link["address"] for link in ip_json(node, "link")}
+    links = ip_json(node, "link")
+    macs = {link["ifname"]: link["address"] for link in links if "address" in link}  # TUN has none
     switch = json.loads(cluster.switch.run("ip", "-json", "link").stdout)
     return Place(
         name=node.name,

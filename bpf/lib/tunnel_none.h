@@ -14,10 +14,13 @@ struct tunnel_body {
 
 #define TUNNEL_ROOM 0
 #define TUNNEL_HEAD 0
+#define TUNNEL_ECN ECN_MASK
 #define TUNNEL_HOPS 1
 #define TUNNEL_LINK sizeof(struct ethernet)
 #define TUNNEL_ENCAP 0
 #define TUNNEL_CSUM_LEVELS 0
+#define TUNNEL_SENDS_DATAGRAMS 1
+#define TUNNEL_TAKES_DATAGRAMS 1
 
 static __always_inline bool tunnel_is_protocol(u8 protocol)
 {
@@ -44,6 +47,12 @@ static __always_inline __be16 tunnel_inner_type(const struct tunnel_body *body)
 static __always_inline bool
 tunnel_is_for_device(const struct config *config,
 		     const struct tunnel_body *body)
+{
+	return false;
+}
+
+static __always_inline bool tunnel_leads_to(const struct peer *peer,
+					    const void *packet)
 {
 	return false;
 }

@@ -6,7 +6,7 @@ Whether there is a fast path at all is decided once, at start, with a reason.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -126,6 +126,7 @@ class FastPath:
         self._entries: dict[IPv4Network, PeerEntry] = {}
         self._unfit: set[IPv4Network] = set()
         self._served: frozenset[int] = frozenset()
+        self._shaped: Mapping[int, str] = {}
         self._troubles: dict[str, str] = {}
         status.verdicts = self._verdicts
 
@@ -170,6 +171,9 @@ class FastPath:
         if found.mtu != self._pod_mtu:
             self._pod_mtu = found.mtu
             self._attempt("configure", self._configure)
+        if found.shaped != self._shaped:
+            self._shaped = found.shaped
+            logger.info("pod ports left to the stack", extra={"shaped": dict(found.shaped)})
         known = self._datapath.pod_ports()
         # The kernel itself takes a deleted device out of that map, but not its links and endpoints.
         for ifindex in (known | self._served) - found.ports:

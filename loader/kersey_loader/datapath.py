@@ -310,7 +310,12 @@ class Datapath:
         return self._hooks.all_attached()
 
     def retire_old(self) -> tuple[str, ...]:
-        """Remove pins of other layouts and programs; for when everything is attached anew."""
+        """Remove pins of other layouts and programs; for when everything is attached anew.
+
+        What still runs another version's programs, or another tunnel's, is on a device that is not
+        ours any more: it is taken off. Raises AttachError.
+        """
+        self._hooks.retire(frozenset(self.program_info(program).id for program in Program))
         return pins.prune(self._settings.directory, self._pinned.keep)
 
     def counters(self) -> dict[tuple[Program, Verdict], int]:

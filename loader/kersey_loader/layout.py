@@ -64,19 +64,20 @@ class Verdict(IntEnum):
     OTHER_VTEP = 25
     NOT_IPV4 = 26
     CONGESTION = 27
-    NODE = 28
-    OTHER_ADDRESS = 29
-    NOT_POD = 30
-    NOT_TUNNELLED = 31
-    TUNNELLED = 32
-    UNSEEN = 33
-    CHANGED = 34
-    OTHER_GATEWAY = 35
-    UNKNOWN_NODE = 36
-    FOREIGN_SOURCE = 37
-    OUTSIDE_SOURCE = 38
-    HIDDEN_SOURCE = 39
-    POD_TUNNEL = 40
+    DATAGRAMS = 28
+    NODE = 29
+    OTHER_ADDRESS = 30
+    NOT_POD = 31
+    NOT_TUNNELLED = 32
+    TUNNELLED = 33
+    UNSEEN = 34
+    CHANGED = 35
+    OTHER_GATEWAY = 36
+    UNKNOWN_NODE = 37
+    FOREIGN_SOURCE = 38
+    OUTSIDE_SOURCE = 39
+    HIDDEN_SOURCE = 40
+    POD_TUNNEL = 41
 
     @property
     def forged(self) -> bool:

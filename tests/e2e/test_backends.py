@@ -150,6 +150,8 @@ def test_killed_daemons_leave_the_network_at_work(case: Case, network: Cluster) 
             node.daemon.kill()
         if not may_lose:
             probe.wait_flowing(300)
+            (slow,) = reachability([(one, two)])  # pings: the fast path alone would not do
+            assert slow.rtt_ms is not None
         for node in nodes:
             node.daemon.restart()
         for node in nodes:

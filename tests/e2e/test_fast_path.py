@@ -17,6 +17,9 @@ from overlay_view import ip_json, lease_key, overlay_link, peer_routes, ready, s
 from testbed import Cluster, Namespace, Node, Pod, Probe, ping, udp_probe, wait_until
 
 SERVICE = IPv4Address("10.96.0.10")
+MAX_AGE = 5
+"""Seconds for which a direction is fast before the stack has to see it again."""
+
 FAST_SENT = (Program.FROM_POD, Verdict.FAST)
 FAST_RECEIVED = (Program.FROM_UPLINK, Verdict.FAST)
 
@@ -223,6 +226,24 @@ def test_a_rule_added_later_stops_an_admitted_flow(fast_network: Cluster) -> Non
         iptables(one, f"-I FORWARD -s {source.address} -d {destination.address} -j DROP")
         # At once, since the daemon hears of the rules; without it, within 5 seconds.
         wait_until(lambda: is_silent(probe), timeout=6, what="the flow is stopped")
+
+
+@pytest.mark.parametrize("way", ["-s {0} -d {1}", "-s {1} -d {0}"], ids=["out", "in"])
+def test_a_rule_that_nobody_tells_of_stops_an_admitted_flow_when_it_is_checked_again(
+    fast_network: Cluster, requires: Callable[..., None], way: str
+) -> None:
+    requires("iptables-legacy")  # it sends no event
+    one = fast_network.nodes[0]
+    source, destination = fast_network.pods
+    rule = way.format(source.address, destination.address)
+    with udp_probe(source.namespace, destination.namespace, destination.address, rate=200) as probe:
+        counters = Counters(one)
+        wait_until(lambda: counters(*FAST_SENT) > 100, timeout=5, what="the flow is fast")
+        counters = Counters(one)
+        one.namespace.run("iptables-legacy", "-w", "-I", "FORWARD", *rule.split(), "-j", "DROP")
+        wait_until(lambda: is_silent(probe), timeout=MAX_AGE + 3, what="the flow is stopped")
+    assert counters(Program.FROM_POD, Verdict.STALE) > 0, counters.changed
+    assert counters(Program.FROM_POD, Verdict.FLUSHED) == 0, counters.changed
 
 
 def is_silent(probe: Probe) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import pytest
-from backend_cases import BACKENDS, SWITCHES_READY, VARIANTS_READY
+from backend_cases import BACKENDS, VARIANTS
 from overlay_view import NodeState, difference, node_state
 from testbed import (
     Backend,
@@ -40,15 +40,28 @@ class Station:
         return {**config, "Backend": {**backend, **self.more}}
 
 
-STATIONS = [
-    *(Station(backend) for backend in BACKENDS),
-    *(Station(Backend("vxlan"), more) for more in VARIANTS_READY),
-]
-WAYS = list(zip(STATIONS, [*STATIONS[1:], STATIONS[0]], strict=True))
-"""A round trip: every station is left once and come to once."""
+_PLAIN = [Station(backend) for backend in BACKENDS if not backend.direct_routing]
+STATIONS = {
+    "bpf": [
+        *(Station(backend) for backend in BACKENDS),
+        *(Station(Backend("vxlan"), more) for more in VARIANTS),
+    ],
+    "netlink": _PLAIN,
+}
 
 
-@pytest.fixture(scope="module", params=SWITCHES_READY)
+def round_trip(datapath: str) -> list[tuple[str, Station, Station]]:
+    """Return the ways on which every station is left once and come to once."""
+    stops = STATIONS[datapath]
+    return [
+        (datapath, stop, next_) for stop, next_ in zip(stops, [*stops[1:], stops[0]], strict=True)
+    ]
+
+
+WAYS = [way for datapath in STATIONS for way in round_trip(datapath)]
+
+
+@pytest.fixture(scope="module")
 def network(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Give the tests two nodes with a pod each, on one link."""
     with Cluster(prefix=f"ks{next(_numbers)}-") as cluster:
@@ -93,7 +106,7 @@ def start_afresh(network: Cluster) -> None:
     wait_acquainted(network)
 
 
-@pytest.mark.parametrize(("former", "next_"), WAYS, ids=str)
+@pytest.mark.parametrize(("network", "former", "next_"), WAYS, indirect=["network"], ids=str)
 def test_a_switch_leaves_what_a_fresh_start_would_make(
     network: Cluster, former: Station, next_: Station
 ) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network
@@ -470,12 +471,15 @@ def test_record_never_ends_a_process_that_took_over_a_pid(
 
 def test_a_capture_under_steady_traffic_has_all_that_passed_before_its_end(mesh: Cluster) -> None:
     near, far = mesh.nodes[0].pods[0], mesh.nodes[1].pods[0]
-    with Capture(near.namespace, "eth0") as capture:
-        probe = udp_probe(near.namespace, far.namespace, far.address, rate=5000)
-        with probe:
-            probe.wait_flowing(500)
-            returned = probe.returned
-            frames = capture.stop()
-    echoes = [frame for frame in frames if not frame.outgoing and len(frame.raw) == 14 + 28 + 64]
-    assert len(echoes) >= returned
+    flood = near.namespace.command("ping", "-f", "-q", "-c", "1000", str(far.address))
+    with (
+        udp_probe(near.namespace, far.namespace, far.address),
+        Capture(near.namespace, "eth0") as capture,
+        subprocess.Popen(flood, stdout=subprocess.DEVNULL) as pings,
+    ):
+        while pings.poll() is None:
+            sum(range(5_000_000))  # no other thread runs meanwhile: frames wait to be read
+        frames = capture.stop()
+    echoes = [frame for frame in frames if len(frame.raw) == 14 + 20 + 8 + 56]
+    assert len(echoes) >= 2000
     assert capture.stop() == frames

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from bpf_lab import Lab, open_lab
 from kersey_loader.probe import probe
-from wires import VXLAN
+from wires import VXLAN_WIRE
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def loaded_lab(
     found = probe(directory)
     if not found.available:
         pytest.skip(f"missing: {'; '.join(found.missing)}")
-    with open_lab(directory, getattr(request, "param", VXLAN)) as opened:
+    with open_lab(directory, getattr(request, "param", VXLAN_WIRE)) as opened:
         yield opened
 
 

@@ -34,10 +34,12 @@ from kersey_loader.datapath import PeerEntry
 from kersey_loader.errors import LoaderError
 from kersey_loader.layout import Admission, Program, Verdict
 from kersey_loader.tunnel import TunnelKind
-from wires import NONE, VXLAN
+from wires import NO_WIRE, VXLAN_WIRE
 
 pytestmark = pytest.mark.parametrize(
-    "loaded_lab", [pytest.param(wire, id=wire.kind) for wire in (VXLAN, NONE)], indirect=True
+    "loaded_lab",
+    [pytest.param(wire, id=wire.kind) for wire in (VXLAN_WIRE, NO_WIRE)],
+    indirect=True,
 )
 
 UDP_FLOW = Tuple5(remote=DIRECT_POD)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cni_lab import CniNode
 from cni_runtime import CniRuntime
-from overlay_view import SUBNETS
-from testbed import Cluster, icmp_probe, make_vtep
+from overlay_view import SUBNETS, overlay_link, ready
+from testbed import Cluster, Node, Vtep, icmp_probe, make_vtep, ping
 
 FLANNELS = IPv4Network("10.244.255.0/24")
 OTHERS = IPv4Network("10.244.254.0/24")
@@ -78,3 +78,25 @@ def test_flannels_pods_outlive_the_change_and_the_way_back(cluster: Cluster) -> 
     finally:
         node.close()
     assert node.runtime.reserved == []
+
+
+def test_a_node_given_back_to_flannel_hears_nodes_that_come_later(cluster: Cluster) -> None:
+    """By way of --datapath=netlink: programs that nobody tells of new nodes drop their packets."""
+    ready(cluster, "--ip-masq", nodes=1)
+    (ours,) = cluster.nodes
+    ours.daemon.restart("--ip-masq", "--datapath=netlink")
+    ours.daemon.wait_ready()
+    ours.daemon.stop()
+    late = cluster.add_node()
+    theirs = make_vtep(late, OTHERS)
+    here = Vtep(ours, ours.pod_subnet().gateway.network, mac=mac_of(ours))
+    here.add_peer(subnet=OTHERS, address=late.address, mac=theirs.mac)
+    theirs.add_peer(subnet=here.subnet, address=ours.address, mac=here.mac)
+    pod = late.add_pod()
+    assert ping(pod.namespace, ours.pods[0].address, timeout=5) is not None
+
+
+def mac_of(node: Node) -> str:
+    link = overlay_link(node)
+    assert link is not None
+    return str(link["address"])

@@ -7,9 +7,11 @@ from datapath_bench.goals import Goal, Outcome, judge
 GOAL = Goal(Load.TCP_RR, STRICT, VXLAN, at_least=1.5)
 
 
-def series(variant: Variant, value: float, *, fast: float | None = None) -> Series:
+def series(
+    variant: Variant, value: float, *, fast: float | None = None, mode: Mode = Mode.PLAIN
+) -> Series:
     sample = Sample(value, seconds=1.0, cpu=1.0, fast=fast)
-    return Series(Mode.PLAIN, Load.TCP_RR, variant, (sample,))
+    return Series(mode, Load.TCP_RR, variant, (sample,))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,14 @@ def test_a_goal_without_one_of_its_series_has_no_ratio(measured: Variant) -> Non
     assert (judgement.ratio, judgement.outcome) == (None, Outcome.UNPROVEN)
 
 
-def test_another_mode_does_not_count() -> None:
-    table = Table((series(VXLAN, 10), series(STRICT, 20, fast=1.0)))
+def test_both_sides_are_of_the_mode_that_was_asked_for() -> None:
+    table = Table(
+        (
+            series(VXLAN, 10),
+            series(STRICT, 20, fast=1.0),
+            series(VXLAN, 5, mode=Mode.RULES),
+            series(STRICT, 15, fast=1.0, mode=Mode.RULES),
+        )
+    )
 
-    assert judge(GOAL, table, Mode.RULES).ratio is None
+    assert judge(GOAL, table, Mode.RULES).ratio == 3

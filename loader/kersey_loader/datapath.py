@@ -295,7 +295,7 @@ class Datapath:
         return pins.prune(self._settings.directory, self._pinned.keep)
 
     def counters(self) -> dict[tuple[Program, Verdict], int]:
-        """Return how often each program was done with a packet for each reason."""
+        """Return how often each program was done with a packet for each reason. From any thread."""
         map_ = self.maps["verdicts"]
         cells = struct.unpack(f"={map_.spec.max_entries * map_.cpus}Q", map_.values())
         return {
@@ -306,7 +306,7 @@ class Datapath:
         }
 
     def traffic(self) -> dict[IPv4Network, PeerTraffic]:
-        """Return the traffic of each peer since it was added."""
+        """Return the traffic of each peer since it was added. Safe to call from any thread."""
         return {
             self._subnet(index): PeerTraffic(
                 *(

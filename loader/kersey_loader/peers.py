@@ -5,6 +5,7 @@ withdrawn. Does not know how peers are found, nor the kernel's routes.
 """
 
 import ctypes
+import struct
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ REST = 1.0
 """Seconds that a withdrawn slot, and a changed node's former address, stay as they are."""
 
 _NOBODY = bytes(4)
+_WAYS = len(Traffic._fields_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +152,15 @@ class PeerTable:
             self._forget_previous(self._moved.popleft()[1])
 
     def traffic(self) -> dict[int, Traffic]:
-        """Return the traffic of each peer that has a counter, by subnet index."""
-        values, size = self._counters.values(), len(bytes(Traffic()))
-        stride = size * self._counters.cpus
+        """Return the traffic of each peer that has a counter, by subnet index. From any thread."""
+        peers = self._value_of.copy()  # in one step: another thread may be changing the peers
+        counter_of = {index: peer.counter for index, peer in peers.items() if peer.counter}
+        values = self._counters.values(max(counter_of.values(), default=0) + 1)
+        cpus = self._counters.cpus
+        cells = struct.Struct(f"={cpus * _WAYS}Q")
         return {
-            index: _sum_traffic(values[at : at + stride])
-            for index, peer in self._value_of.items()
-            if (at := peer.counter * stride)
+            index: Traffic(*_sum_cpus(cells.unpack_from(values, counter * cells.size)))
+            for index, counter in counter_of.items()
         }
 
     def _adopt(self) -> None:
@@ -249,14 +253,9 @@ def _former(known: Peer | None, record: Record) -> bytes:
     return node if node != record.node.packed else bytes(known.previous_node)
 
 
-def _sum_traffic(values: bytes) -> Traffic:
-    size = len(bytes(Traffic()))
-    total = Traffic()
-    for at in range(0, len(values), size):
-        part = Traffic.from_buffer_copy(values, at)
-        for name, _ in Traffic._fields_:
-            setattr(total, name, getattr(total, name) + getattr(part, name))
-    return total
+def _sum_cpus(cells: tuple[int, ...]) -> Iterator[int]:
+    """Yield the fields of struct traffic, each added up over its copies, one behind the other."""
+    return (sum(cells[field::_WAYS]) for field in range(_WAYS))
 
 
 def _u32(number: int) -> bytes:

@@ -76,8 +76,7 @@ def reader(
     verdicts: Callable[[], Mapping[tuple[str, str], int]] | None = None,
     traffic: Callable[[], Mapping[IPv4Network, PeerTraffic]] | None = None,
 ) -> Reader:
-    status = Status(verdicts=verdicts, traffic=traffic)
-    return Reader(status, Survey(status))
+    return Reader(Status(verdicts=verdicts, traffic=traffic))
 
 
 def test_a_peers_counts_keep_their_places() -> None:
@@ -136,10 +135,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_a_survey_waits_for_a_fast_path_that_comes_later() -> None:
     status = Status()
-    with Survey(status) as survey:
-        assert survey.latest is None
+    late = Reader(status)
+    with Survey(late):
+        assert late.read().occupancy is None
         status.occupancy = lambda: FULL
-        wait_until(lambda: survey.latest == FULL, timeout=10, what="the first count")
+        wait_until(lambda: late.read().occupancy == FULL, timeout=10, what="the first count")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -151,16 +151,34 @@ def test_a_count_that_fails_takes_the_last_one_away_and_the_next_brings_it_back(
             raise BpfError("read flows", 9, "Bad file descriptor")
         return FULL
 
-    with Survey(Status(occupancy=occupancy)) as survey:
-        wait_until(lambda: survey.latest, timeout=10, what="a count")
+    shaky = Reader(Status(occupancy=occupancy))
+    with Survey(shaky):
+        wait_until(lambda: shaky.read().occupancy, timeout=10, what="a count")
         broken.set()
-        wait_until(lambda: survey.failures, timeout=10, what="a failure")
-        assert survey.latest is None
+        wait_until(lambda: shaky.read().failures["occupancy"], timeout=10, what="a failure")
+        assert shaky.read().occupancy is None
         broken.clear()
-        wait_until(lambda: survey.latest, timeout=10, what="a count again")
+        wait_until(lambda: shaky.read().occupancy, timeout=10, what="a count again")
+
+
+def test_totals_begin_when_the_fast_path_opens_and_not_with_the_first_scrape() -> None:
+    looked = threading.Event()
+
+    def traffic() -> Mapping[IPv4Network, PeerTraffic]:
+        if looked.is_set():
+            return peers(7, 0, 0, 0, 0, 0, 0, 0)
+        looked.set()
+        return {}
+
+    opened = Reader(Status(occupancy=lambda: FULL, traffic=traffic))
+    with Survey(opened):
+        assert looked.wait(10)
+        total = opened.read().total
+    assert total is not None
+    assert total.packets == 7
 
 
 def test_a_survey_ends_with_its_context() -> None:
-    with Survey(Status(occupancy=lambda: FULL)) as survey:
-        wait_until(lambda: survey.latest, timeout=10, what="a count")
+    with Survey(Reader(Status(occupancy=lambda: FULL))):
+        pass
     assert not any(thread.name == "metrics-survey" for thread in threading.enumerate())

@@ -1,7 +1,7 @@
 """What a scrape reads from the fast path's maps, and sums over peers that never fall.
 
 Reads beside the control loop and shares no lock with it. A map that cannot be read costs its own
-part of a scrape, is counted, and nothing else. One thread at a time.
+part of a scrape, is counted, and nothing else.
 """
 
 import logging
@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
+from threading import Lock
 from typing import NamedTuple, TypeVar
 
 from kersey_loader.datapath import PeerTraffic
 from kersey_loader.errors import LoaderError
 from kersey_loader.occupancy import Occupancy
 
-from kersey_control.metrics.survey import Survey
 from kersey_control.status import Status
 
 _T = TypeVar("_T")
@@ -96,28 +96,34 @@ class Totals:
 
 
 class Reader:
-    """Read what `Status` gives access to, for as long as it does, and what `survey` has counted."""
+    """Read what `Status` gives access to, for as long as it does. Any number of threads."""
 
-    def __init__(self, status: Status, survey: Survey) -> None:
+    def __init__(self, status: Status) -> None:
         self._status = status
-        self._survey = survey
         self._totals = Totals()
-        self._failures = Counter({"verdicts": 0, "traffic": 0})
+        self._failures = Counter({"verdicts": 0, "traffic": 0, "occupancy": 0})
+        self._occupancy: Occupancy | None = None
+        self._lock = Lock()
 
     def read(self) -> Readings:
-        """Return what the maps say now."""
-        verdicts = self._attempt("verdicts", self._status.verdicts)
-        traffic = self._attempt("traffic", self._status.traffic)
-        peers = None
-        if traffic is not None:
-            peers = {subnet: Traffic.of(counts) for subnet, counts in traffic.items()}
-        return Readings(
-            verdicts=verdicts,
-            peers=peers,
-            total=None if peers is None else self._totals.update(peers),
-            occupancy=self._survey.latest,
-            failures={**self._failures, "occupancy": self._survey.failures},
-        )
+        """Return what the maps say now, and how full they were at the last `count`."""
+        with self._lock:
+            verdicts = self._attempt("verdicts", self._status.verdicts)
+            traffic = self._attempt("traffic", self._status.traffic)
+            peers = None
+            if traffic is not None:
+                peers = {subnet: Traffic.of(counts) for subnet, counts in traffic.items()}
+            return Readings(
+                verdicts=verdicts,
+                peers=peers,
+                total=None if peers is None else self._totals.update(peers),
+                occupancy=self._occupancy,
+                failures=dict(self._failures),
+            )
+
+    def count(self) -> None:
+        """Read the maps through for how full they are; the longer, the fuller. One at a time."""
+        self._occupancy = self._attempt("occupancy", self._status.occupancy)
 
     def _attempt(self, part: str, read: Callable[[], _T] | None) -> _T | None:
         try:

@@ -53,34 +53,31 @@ def serve_metrics(status: Status, options: Options) -> Iterator[None]:
             keyfile=options.metrics_keyfile,
             cafile=options.metrics_cafile,
         )
-    with (
-        Survey(status) as survey,
-        MetricsServer(
-            Page(status, survey, peers=options.metrics_peers),
-            address=options.metrics_ip,
-            port=options.metrics_port,
-            certificates=certificates,
-        ),
-    ):
+    reader = Reader(status)
+    server = MetricsServer(
+        Page(status, reader, peers=options.metrics_peers),
+        address=options.metrics_ip,
+        port=options.metrics_port,
+        certificates=certificates,
+    )
+    with Survey(reader), server:
         yield
 
 
 class Page:
     """What /metrics says now: everything of `status`, and the `peers` busiest peers."""
 
-    def __init__(self, status: Status, survey: Survey, *, peers: int) -> None:
+    def __init__(self, status: Status, reader: Reader, *, peers: int) -> None:
         self._status = status
+        self._reader = reader
         self._peers = peers
-        self._reader = Reader(status, survey)
         self._process = ProcessCollector(namespace="kersey", registry=None)
-        self._lock = Lock()
 
     def __call__(self) -> bytes:
-        """Return the text. Scrapes at once take turns; nobody else waits."""
+        """Return the text. From any thread."""
+        readings = self._reader.read()
         registry = CollectorRegistry()  # our own: nothing of Python's gets in by accident
         registry.register(self._process)
-        with self._lock:
-            readings = self._reader.read()
         registry.register(StatusCollector(self._status, readings, now=time.monotonic()))
         text = generate_latest(registry)
         if readings.peers is None:

@@ -1,51 +1,35 @@
-"""How full the maps are, counted now and then on a thread of its own.
+"""What is looked at without being scraped, now and then, on a thread of its own.
 
-A count reads maps through, so neither a scrape nor the control loop ever waits for one: a scrape
-takes the last one. It never takes more than a small share of one CPU, however large the maps are.
+How full the maps are: a count reads them through, so neither a scrape nor the control loop ever
+waits for one. And the traffic: its sums begin when the fast path opens, and a peer that goes takes
+little of them, however seldom a scrape comes. It takes a small share of one CPU, however large the
+maps are.
 """
 
-import logging
 import threading
 import time
 from types import TracebackType
 from typing import Self
 
-from kersey_loader.errors import LoaderError
-from kersey_loader.occupancy import Occupancy
-
-from kersey_control.status import Status
-
-logger = logging.getLogger(__name__)
+from kersey_control.metrics.readings import Reader
 
 INTERVAL = 10.0
-"""Seconds from one count to the next, at least."""
+"""Seconds from one look to the next, at least."""
 
 SHARE = 0.005
-"""Of one CPU: a count that costs more is followed by a longer rest."""
+"""Of one CPU: a look that costs more is followed by a longer rest."""
 
 _WAITING = 1.0
 _JOIN_TIMEOUT = 3.0
 
 
 class Survey:
-    """Count while the context lasts."""
+    """Look while the context lasts."""
 
-    def __init__(self, status: Status) -> None:
-        self._status = status
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics-survey", daemon=True)
-        self._latest: Occupancy | None = None
-        self._failures = 0
-
-    @property
-    def latest(self) -> Occupancy | None:
-        """Return the last count; None before the first one and without a fast path."""
-        return self._latest
-
-    @property
-    def failures(self) -> int:
-        """Return how often a count failed."""
-        return self._failures
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -61,18 +45,13 @@ class Survey:
         self._thread.join(_JOIN_TIMEOUT)
 
     def _run(self) -> None:
-        while not self._stop.wait(self._count()):
+        while not self._stop.wait(self._look()):
             pass
 
-    def _count(self) -> float:
-        """Count once, and return after how many seconds to count again."""
-        if self._status.occupancy is None:
-            return _WAITING
+    def _look(self) -> float:
+        """Look once, and return after how many seconds to look again."""
         began = time.thread_time()
-        try:
-            self._latest = self._status.occupancy()
-        except (LoaderError, OSError) as error:
-            self._failures += 1
-            self._latest = None
-            logger.debug("maps not counted", extra={"reason": str(error)})
+        self._reader.count()
+        if self._reader.read().occupancy is None:
+            return _WAITING  # no fast path, or not yet
         return max(INTERVAL, (time.thread_time() - began) / SHARE)

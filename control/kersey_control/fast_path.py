@@ -100,7 +100,7 @@ class FastPath:
         self._entries: dict[IPv4Network, PeerEntry] = {}
         self._unfit: set[IPv4Network] = set()
         self._troubles: dict[str, str] = {}
-        status.verdicts, status.traffic = self._verdicts, datapath.traffic
+        status.verdicts, status.traffic = self._verdicts, datapath.traffic_sums
         status.occupancy = partial(measure, datapath)
 
     def settle(self, *, subnet: IPv4Network, uplink: Uplink) -> None:

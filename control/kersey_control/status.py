@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
-from kersey_loader.datapath import PeerTraffic
 from kersey_loader.occupancy import Occupancy
+from kersey_loader.peers import Sums
 
 from kersey_control.durations import Durations
 from kersey_control.uplink import Uplink
@@ -60,8 +60,8 @@ class Status:
     verdicts: Callable[[], Mapping[tuple[str, str], int]] | None = None
     """How often each program was done with a packet for each reason; None without a fast path.
     Safe to call from any thread."""
-    traffic: Callable[[], Mapping[IPv4Network, PeerTraffic]] | None = None
-    """What went to and came from each peer, by path; None without a fast path. From any thread."""
+    traffic: Callable[[], Mapping[str, Sums]] | None = None
+    """What went to and came from each peer, by its subnet; None without a fast path. Any thread."""
     occupancy: Callable[[], Occupancy] | None = None
     """How full the fast path's maps are; reads them through. None and threads as above."""
     ready: bool = False

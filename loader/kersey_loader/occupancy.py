@@ -1,7 +1,7 @@
 """How full the maps are, and how many flows are admitted: counted by reading them through.
 
 Only reads, and may run on any thread beside the one that owns the datapath. It takes the CPU for
-some 0.3 us an element, in parts of less than a millisecond. The kernel keeps no such counts; and
+half a microsecond an element, in parts of a millisecond. The kernel keeps no such counts; and
 what an LRU map gives up for a new element is counted nowhere.
 """
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from types import MappingProxyType
+from typing import NamedTuple
 
 from kersey_loader.bpf import Map
 from kersey_loader.errors import PeersFullError
@@ -21,7 +22,30 @@ REST = 1.0
 """Seconds that a withdrawn slot, and a changed node's former address, stay as they are."""
 
 _NOBODY = bytes(4)
-_WAYS = len(Traffic._fields_)
+_WAYS = len(Traffic._fields_)  # and of Sums
+
+
+class Sums(NamedTuple):
+    """struct traffic over all CPUs: packets as on the wire, bytes of inner packets."""
+
+    fast_sent_packets: int = 0
+    fast_sent_bytes: int = 0
+    slow_sent_packets: int = 0
+    slow_sent_bytes: int = 0
+    fast_received_packets: int = 0
+    fast_received_bytes: int = 0
+    slow_received_packets: int = 0
+    slow_received_bytes: int = 0
+
+    @property
+    def packets(self) -> int:
+        """Return all packets, whatever their way."""
+        return sum(self[::2])
+
+    @property
+    def bytes(self) -> int:
+        """Return all bytes, whatever their way."""
+        return sum(self[1::2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +175,14 @@ class PeerTable:
         while self._moved and self._moved[0][0] <= now:
             self._forget_previous(self._moved.popleft()[1])
 
-    def traffic(self) -> dict[int, Traffic]:
+    def traffic(self) -> dict[int, Sums]:
         """Return the traffic of each peer that has a counter, by subnet index. From any thread."""
         peers = self._value_of.copy()  # in one step: another thread may be changing the peers
         counter_of = {index: peer.counter for index, peer in peers.items() if peer.counter}
         values = self._counters.values(max(counter_of.values(), default=0) + 1)
-        cpus = self._counters.cpus
-        cells = struct.Struct(f"={cpus * _WAYS}Q")
+        cells = struct.Struct(f"={self._counters.cpus * _WAYS}Q")
         return {
-            index: Traffic(*_sum_cpus(cells.unpack_from(values, counter * cells.size)))
+            index: _sum_cpus(cells.unpack_from(values, counter * cells.size))
             for index, counter in counter_of.items()
         }
 
@@ -253,9 +276,10 @@ def _former(known: Peer | None, record: Record) -> bytes:
     return node if node != record.node.packed else bytes(known.previous_node)
 
 
-def _sum_cpus(cells: tuple[int, ...]) -> Iterator[int]:
-    """Yield the fields of struct traffic, each added up over its copies, one behind the other."""
-    return (sum(cells[field::_WAYS]) for field in range(_WAYS))
+def _sum_cpus(cells: tuple[int, ...]) -> Sums:
+    """Add up the copies of struct traffic, one behind the other, field by field."""
+    copies = (cells[at : at + _WAYS] for at in range(0, len(cells), _WAYS))
+    return Sums(*map(sum, zip(*copies, strict=True)))
 
 
 def _u32(number: int) -> bytes:

@@ -7,10 +7,11 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from kersey_control.metrics.collector import StatusCollector
 from kersey_control.metrics.peers import peer_text
-from kersey_control.metrics.readings import Readings, Traffic
+from kersey_control.metrics.readings import Readings
 from kersey_control.status import Status
 from kersey_control.uplink import Uplink
 from kersey_loader.occupancy import MapUse, Occupancy
+from kersey_loader.peers import Sums
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -160,7 +161,7 @@ def test_what_can_be_repaired_is_zero_before_it_was() -> None:
 FULL = Readings(
     verdicts={("from_pod", "fast"): 12, ("to_pod", "unseen"): 3},
     peers={},
-    total=Traffic(*range(1, 9)),
+    total=Sums(*range(1, 9)),
     occupancy=Occupancy({"flows": MapUse(10, 100)}, admitted_flows=4),
     failures={"traffic": 2},
 )
@@ -204,12 +205,12 @@ def test_every_metric_is_ours_and_has_help() -> None:
 
 @dataclass
 class Fleet:
-    peers: dict[IPv4Network, Traffic] = field(default_factory=dict)
+    peers: dict[str, Sums] = field(default_factory=dict)
 
     def add(self, number: int, *counts: int) -> str:
-        subnet = IPv4Network(f"10.244.{number}.0/24")
-        self.peers[subnet] = Traffic(*counts)
-        return str(subnet)
+        subnet = f"10.244.{number}.0/24"
+        self.peers[subnet] = Sums(*counts)
+        return subnet
 
 
 def test_a_peer_has_two_counters_by_direction_and_path() -> None:

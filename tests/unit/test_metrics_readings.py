@@ -2,31 +2,30 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kersey_control.metrics import survey as survey_module
-from kersey_control.metrics.readings import Reader, Totals, Traffic
+from kersey_control.metrics.readings import Reader, Totals
 from kersey_control.metrics.survey import Survey
 from kersey_control.status import Status
-from kersey_loader.datapath import Count, PeerTraffic
 from kersey_loader.errors import BpfError
 from kersey_loader.occupancy import MapUse, Occupancy
+from kersey_loader.peers import Sums
 from testbed import wait_until
 
-ONE, TWO = IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24")
+ONE, TWO = "10.244.1.0/24", "10.244.2.0/24"
 FULL = Occupancy({"flows": MapUse(1, 2)}, admitted_flows=1)
 
 
-def fast(packets: int, size: int = 0) -> Traffic:
-    return Traffic(fast_sent_packets=packets, fast_sent_bytes=size)
+def fast(packets: int, size: int = 0) -> Sums:
+    return Sums(fast_sent_packets=packets, fast_sent_bytes=size)
 
 
 def test_totals_begin_at_nothing_whatever_the_maps_held_at_the_start() -> None:
     totals = Totals()
-    assert totals.update({ONE: fast(1000, 9000)}) == Traffic()
+    assert totals.update({ONE: fast(1000, 9000)}) == Sums()
     assert totals.update({ONE: fast(1001, 9060)}) == fast(1, 60)
 
 
@@ -58,7 +57,7 @@ def test_a_peer_that_comes_back_counts_on() -> None:
         )
     )
 )
-def test_totals_never_fall(looks: list[dict[IPv4Network, Traffic]]) -> None:
+def test_totals_never_fall(looks: list[dict[str, Sums]]) -> None:
     totals, before = Totals(), 0
     for look in looks:
         packets = totals.update(look).packets
@@ -66,24 +65,16 @@ def test_totals_never_fall(looks: list[dict[IPv4Network, Traffic]]) -> None:
         before = packets
 
 
-def peers(*counts: int) -> Mapping[IPv4Network, PeerTraffic]:
-    pairs = [Count(counts[at], counts[at + 1]) for at in range(0, 8, 2)]
-    return {ONE: PeerTraffic(*pairs)}
+def peers(packets: int) -> Mapping[str, Sums]:
+    return {ONE: fast(packets)}
 
 
 def reader(
     *,
     verdicts: Callable[[], Mapping[tuple[str, str], int]] | None = None,
-    traffic: Callable[[], Mapping[IPv4Network, PeerTraffic]] | None = None,
+    traffic: Callable[[], Mapping[str, Sums]] | None = None,
 ) -> Reader:
     return Reader(Status(verdicts=verdicts, traffic=traffic))
-
-
-def test_a_peers_counts_keep_their_places() -> None:
-    found = reader(traffic=lambda: peers(1, 2, 3, 4, 5, 6, 7, 8)).read()
-    assert found.peers == {ONE: Traffic(1, 2, 3, 4, 5, 6, 7, 8)}
-    assert found.peers[ONE].slow_received_bytes == 8
-    assert (found.peers[ONE].packets, found.peers[ONE].bytes) == (16, 20)
 
 
 def test_without_a_fast_path_nothing_is_read_and_nothing_has_failed() -> None:
@@ -93,7 +84,7 @@ def test_without_a_fast_path_nothing_is_read_and_nothing_has_failed() -> None:
 
 
 def test_a_map_that_cannot_be_read_is_counted_and_costs_nothing_else() -> None:
-    def closed() -> Mapping[IPv4Network, PeerTraffic]:
+    def closed() -> Mapping[str, Sums]:
         raise BpfError("read peer_counters", 9, "Bad file descriptor")
 
     failing = reader(verdicts=lambda: {("from_pod", "fast"): 1}, traffic=closed)
@@ -105,13 +96,13 @@ def test_a_map_that_cannot_be_read_is_counted_and_costs_nothing_else() -> None:
 
 
 def test_totals_go_on_after_a_reading_that_failed() -> None:
-    answers: list[Mapping[IPv4Network, PeerTraffic] | None] = [
-        peers(1, 1, 0, 0, 0, 0, 0, 0),
+    answers: list[Mapping[str, Sums] | None] = [
+        peers(1),
         None,
-        peers(4, 1, 0, 0, 0, 0, 0, 0),
+        peers(4),
     ]
 
-    def traffic() -> Mapping[IPv4Network, PeerTraffic]:
+    def traffic() -> Mapping[str, Sums]:
         answer = answers.pop(0)
         if answer is None:
             raise OSError
@@ -164,9 +155,9 @@ def test_a_count_that_fails_takes_the_last_one_away_and_the_next_brings_it_back(
 def test_totals_begin_when_the_fast_path_opens_and_not_with_the_first_scrape() -> None:
     looked = threading.Event()
 
-    def traffic() -> Mapping[IPv4Network, PeerTraffic]:
+    def traffic() -> Mapping[str, Sums]:
         if looked.is_set():
-            return peers(7, 0, 0, 0, 0, 0, 0, 0)
+            return peers(7)
         looked.set()
         return {}
 

@@ -4,7 +4,6 @@ import gzip
 import http.client
 import socket
 import ssl
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from kersey_control.metrics.server import MOST_CONNECTIONS, MetricsServer, serve
 from kersey_control.options import Options, parse_options
 from kersey_control.status import Status
 from testbed import wait_until
+from tls_authority import Authority
 
 PAGE = b"kersey_ready 1\n" * 100
 HOST = "127.0.0.1"
@@ -137,47 +137,9 @@ def test_a_page_that_fails_is_logged_and_the_next_one_is_served(
     assert "scrape failed" in caplog.text
 
 
-class Authority:
-    """Certificates of a test's own, in files."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        directory.mkdir()
-        self.certfile, self.keyfile = directory / "ca.crt", directory / "ca.key"
-        self._run(*self._new("ca", "authority"), "-x509", "-out", str(self.certfile))
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Return certificate and key, valid for 127.0.0.1."""
-        request, certfile = self.directory / f"{name}.csr", self.directory / f"{name}.crt"
-        extensions = self.directory / "extensions"
-        extensions.write_text(f"subjectAltName=IP:{HOST}\n")
-        self._run(*self._new(name, name), "-out", str(request))
-        self._run(
-            *("x509", "-req", "-days", "2", "-in", str(request), "-out", str(certfile)),
-            *("-CA", str(self.certfile), "-CAkey", str(self.keyfile), "-CAcreateserial"),
-            *("-extfile", str(extensions)),
-        )
-        return certfile, self.directory / f"{name}.key"
-
-    def _new(self, name: str, subject: str) -> tuple[str, ...]:
-        key = str(self.directory / f"{name}.key")
-        curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
-        return ("req", *curve, "-nodes", "-subj", f"/CN={subject}", "-keyout", key)
-
-    def _run(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True)
-
-    def client(self, *, certificate: tuple[Path, Path] | None = None) -> ssl.SSLContext:
-        """Return a context that trusts this authority alone, and may show a certificate."""
-        context = ssl.create_default_context(cafile=str(self.certfile))
-        if certificate is not None:
-            context.load_cert_chain(*certificate)
-        return context
-
-
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path / "authority")
+    return Authority(tmp_path / "authority", address=HOST)
 
 
 @pytest.fixture
@@ -216,7 +178,7 @@ def test_clients_show_a_certificate_where_an_authority_for_them_is_given(
 ) -> None:
     certfile, keyfile = authority.issue("server")
     certificates = Certificates(certfile=certfile, keyfile=keyfile, cafile=authority.certfile)
-    stranger = Authority(tmp_path / "stranger").issue("client")
+    stranger = Authority(tmp_path / "stranger", address=HOST).issue("client")
     with MetricsServer(lambda: PAGE, address=HOST, port=0, certificates=certificates) as server:
         known = authority.client(certificate=authority.issue("client"))
         assert get(server, context=known).body == PAGE
@@ -231,7 +193,7 @@ def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_neve
     certfile, keyfile = authority.directory / "server.crt", authority.directory / "server.key"
     certfile.write_text("no certificate")
     assert get(secured, context=authority.client()).status == 200
-    successor = Authority(tmp_path / "successor")
+    successor = Authority(tmp_path / "successor", address=HOST)
     for source, target in zip(successor.issue("server"), (certfile, keyfile), strict=True):
         source.replace(target)
     assert get(secured, context=successor.client()).status == 200

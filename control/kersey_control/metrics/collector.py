@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
 from kersey_loader.occupancy import Occupancy
+from kersey_loader.peers import Sums
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -20,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from kersey_control import __version__
 from kersey_control.durations import BOUNDS, Tally
-from kersey_control.metrics.readings import Readings, Traffic
+from kersey_control.metrics.readings import Readings
 from kersey_control.reconcile import FdbEntry, Neighbour, Nexthop, Route, StrayRoute
 from kersey_control.schedule import Task
 from kersey_control.status import Status
@@ -214,7 +215,7 @@ def _verdicts(counts: Mapping[tuple[str, str], int]) -> CounterMetricFamily:
     return family
 
 
-def _tunnel_traffic(total: Traffic) -> Iterator[Metric]:
+def _tunnel_traffic(total: Sums) -> Iterator[Metric]:
     """Yield packets and bytes by direction and path, of all peers since the daemon's first look."""
     packets = CounterMetricFamily(
         "kersey_tunnel_packets",

@@ -5,19 +5,18 @@ Written by hand: eight series a peer through the library's objects would take th
 
 import heapq
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Network
 
-from kersey_control.metrics.readings import Traffic
+from kersey_loader.peers import Sums
 
 _WAYS = (("sent", "fast"), ("sent", "slow"), ("received", "fast"), ("received", "slow"))
 
 
-def busiest(peers: Mapping[IPv4Network, Traffic], most: int) -> list[tuple[IPv4Network, Traffic]]:
+def busiest(peers: Mapping[str, Sums], most: int) -> list[tuple[str, Sums]]:
     """Return the `most` peers with the most bytes, the busiest first."""
     return heapq.nlargest(most, peers.items(), key=lambda item: (item[1].bytes, item[0]))
 
 
-def peer_text(peers: Mapping[IPv4Network, Traffic], most: int) -> str:
+def peer_text(peers: Mapping[str, Sums], most: int) -> str:
     """Return two counters by peer, direction and path, and how many peers they leave out."""
     listed = [(_labels(subnet), traffic) for subnet, traffic in busiest(peers, most)]
     packets = _family(
@@ -41,8 +40,7 @@ def _unlisted(count: int) -> str:
     return f"# HELP {name} {documentation}\n# TYPE {name} gauge\n{name} {count}\n"
 
 
-def _labels(subnet: IPv4Network) -> tuple[str, ...]:
-    peer = str(subnet)
+def _labels(peer: str) -> tuple[str, ...]:
     return tuple(
         f'{{peer="{peer}",direction="{direction}",path="{path}"}}' for direction, path in _WAYS
     )
@@ -51,8 +49,8 @@ def _labels(subnet: IPv4Network) -> tuple[str, ...]:
 def _family(
     name: str,
     documentation: str,
-    peers: list[tuple[tuple[str, ...], Traffic]],
-    counts: Callable[[Traffic], tuple[int, ...]],
+    peers: list[tuple[tuple[str, ...], Sums]],
+    counts: Callable[[Sums], tuple[int, ...]],
 ) -> str:
     lines = [
         f"{name}{labels} {count}\n"

@@ -8,13 +8,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
 from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from kersey_loader.datapath import PeerTraffic
 from kersey_loader.errors import LoaderError
 from kersey_loader.occupancy import Occupancy
+from kersey_loader.peers import Sums
 
 from kersey_control.status import Status
 
@@ -23,46 +22,13 @@ _T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
 
-class Traffic(NamedTuple):
-    """Packets as on the wire and bytes of inner packets, by direction and path."""
-
-    fast_sent_packets: int = 0
-    fast_sent_bytes: int = 0
-    slow_sent_packets: int = 0
-    slow_sent_bytes: int = 0
-    fast_received_packets: int = 0
-    fast_received_bytes: int = 0
-    slow_received_packets: int = 0
-    slow_received_bytes: int = 0
-
-    @classmethod
-    def of(cls, peer: PeerTraffic) -> "Traffic":
-        """Return a peer's counts side by side."""
-        return cls(
-            *(peer.fast_sent.packets, peer.fast_sent.bytes),
-            *(peer.slow_sent.packets, peer.slow_sent.bytes),
-            *(peer.fast_received.packets, peer.fast_received.bytes),
-            *(peer.slow_received.packets, peer.slow_received.bytes),
-        )
-
-    @property
-    def packets(self) -> int:
-        """Return all packets, whatever their way."""
-        return sum(self[::2])
-
-    @property
-    def bytes(self) -> int:
-        """Return all bytes, whatever their way."""
-        return sum(self[1::2])
-
-
 @dataclass(frozen=True, slots=True)
 class Readings:
     """What one scrape found. None: no fast path, or a map that could not be read."""
 
     verdicts: Mapping[tuple[str, str], int] | None = None
-    peers: Mapping[IPv4Network, Traffic] | None = None
-    total: Traffic | None = None
+    peers: Mapping[str, Sums] | None = None
+    total: Sums | None = None
     occupancy: Occupancy | None = None
     failures: Mapping[str, int] = field(default_factory=dict)
     """How often reading each part failed so far."""
@@ -76,11 +42,11 @@ class Totals:
     """
 
     def __init__(self) -> None:
-        self._peers: Mapping[IPv4Network, Traffic] = {}
-        self._gone = Traffic()
-        self._first: Traffic | None = None
+        self._peers: Mapping[str, Sums] = {}
+        self._gone = Sums()
+        self._first: Sums | None = None
 
-    def update(self, peers: Mapping[IPv4Network, Traffic]) -> Traffic:
+    def update(self, peers: Mapping[str, Sums]) -> Sums:
         """Return the traffic of all peers there were since the first call."""
         ended = [
             before
@@ -92,7 +58,7 @@ class Totals:
         everything = _sum([self._gone, *peers.values()])
         if self._first is None:
             self._first = everything
-        return Traffic(*(now - first for now, first in zip(everything, self._first, strict=True)))
+        return Sums(*(now - first for now, first in zip(everything, self._first, strict=True)))
 
 
 class Reader:
@@ -109,10 +75,7 @@ class Reader:
         """Return what the maps say now, and how full they were at the last `count`."""
         with self._lock:
             verdicts = self._attempt("verdicts", self._status.verdicts)
-            traffic = self._attempt("traffic", self._status.traffic)
-            peers = None
-            if traffic is not None:
-                peers = {subnet: Traffic.of(counts) for subnet, counts in traffic.items()}
+            peers = self._attempt("traffic", self._status.traffic)
             return Readings(
                 verdicts=verdicts,
                 peers=peers,
@@ -134,5 +97,5 @@ class Reader:
             return None
 
 
-def _sum(traffics: list[Traffic]) -> Traffic:
-    return Traffic(*map(sum, zip(*traffics, strict=True)))
+def _sum(traffics: list[Sums]) -> Sums:
+    return Sums(*map(sum, zip(*traffics, strict=True)))

@@ -14,6 +14,7 @@ from pathlib import Path
 from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
 from kersey_loader.errors import LoaderError
 from kersey_loader.layout import Admission, SpoofCheck
+from kersey_loader.occupancy import measure
 from kersey_loader.probe import probe
 from kersey_loader.tunnel import TunnelKind
 
@@ -128,7 +129,8 @@ class FastPath:
         self._served: frozenset[int] = frozenset()
         self._shaped: Mapping[int, str] = {}
         self._troubles: dict[str, str] = {}
-        status.verdicts = self._verdicts
+        status.verdicts, status.traffic = self._verdicts, datapath.traffic_sums
+        status.occupancy = partial(measure, datapath)
 
     def settle(self, *, subnet: IPv4Network, uplink: Uplink) -> None:
         """Take part with this subnet and uplink; cheap when nothing changed."""

@@ -62,6 +62,10 @@ OWN_DEFAULTS: Mapping[str, object] = {
     "datapath": Datapath.AUTO,
     "metrics-port": 0,
     "metrics-ip": "0.0.0.0",  # noqa: S104  # our default
+    "metrics-peers": 100,
+    "metrics-certfile": None,
+    "metrics-keyfile": None,
+    "metrics-cafile": None,
     "log-format": LogFormat.TEXT,
     "log-level": None,
     "node-id": "",

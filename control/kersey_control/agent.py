@@ -105,12 +105,19 @@ class RoutesChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class FlushAsked:
+    """An operator wants every admitted flow witnessed anew; `answer` gets what failed, or ''."""
+
+    answer: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The daemon was asked to end."""
 
 
 HostNotice: TypeAlias = KernelChanged | RulesChanged | PortsChanged | RoutesChanged
-Notice: TypeAlias = LeaseHeld | LeaseTrouble | ConfigText | HostNotice | Stop
+Notice: TypeAlias = LeaseHeld | LeaseTrouble | ConfigText | HostNotice | FlushAsked | Stop
 Message: TypeAlias = StoreEvent | Notice
 Inbox: TypeAlias = "queue.SimpleQueue[Message]"
 
@@ -257,10 +264,19 @@ class Agent:
                 logger.error("no lease yet, trying on", extra={"reason": str(error)})
             case ConfigText(text):
                 self._take_config(text)
+            case FlushAsked(answer):
+                answer(self._flush())
             case Stop():
                 self._stopped.set()
             case _:
                 self._heed(message)
+
+    def _flush(self) -> str:
+        """Void every admitted flow; return why that failed, empty if it did not."""
+        if self._fast_path is None:
+            return f"there is no fast path: {self._status.datapath_reason}"
+        self._fast_path.flush()
+        return self._status.fast_path_troubles.get("flush", "")
 
     def _heed(self, message: HostNotice) -> None:
         """Schedule what a change on this host calls for."""

@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from kersey_loader.datapath import Datapath
 
 from kersey_control import __version__
-from kersey_control.agent import Agent, Inbox, Stop
+from kersey_control.agent import Agent, FlushAsked, Inbox, Stop
 from kersey_control.backends.base import Backend
 from kersey_control.backends.choice import Host, backend_of
 from kersey_control.backends.pumped import PumpOptions
@@ -44,6 +45,7 @@ from kersey_control.status_socket import StatusSocket
 from kersey_control.subnet_file import read_subnet_file
 from kersey_control.subnets.base import SubnetStore
 from kersey_control.subnets.etcd import EtcdOptions, EtcdStore
+from kersey_control.told import ToldOptions
 from kersey_control.underlay import Underlay
 from kersey_control.uplink import Uplink
 
@@ -51,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG_RETRY_INITIAL = 0.5
 CONFIG_RETRY_CAP = 5.0
+FLUSH_WAIT = 10.0
+"""Seconds that a request waits for its turn in the control loop."""
 MAX_SILENCE = 30.0
 """Seconds without a turn of the control loop after which /healthz reports it."""
 
@@ -91,7 +95,9 @@ def serve(options: Options) -> None:
             from kersey_control.metrics.server import serve_metrics  # noqa: PLC0415
 
             opened.enter_context(serve_metrics(status, options))
-        opened.enter_context(StatusSocket(status, options.state_dir))
+        opened.enter_context(
+            StatusSocket(status, options.state_dir, _told(options), partial(_flush, inbox))
+        )
         store = opened.enter_context(EtcdStore(EtcdOptions.from_flags(options)))
         # A call in progress would hold up the end by some seconds for each silent endpoint.
         closer = threading.Thread(target=_close_at, args=(stop, store), name="store-closer")
@@ -117,6 +123,33 @@ def serve(options: Options) -> None:
                 datapath=datapath,
             ).run()
     logger.info("kerseyd ends, the kernel goes on forwarding")
+
+
+def _told(options: Options) -> ToldOptions:
+    return ToldOptions(
+        subnet_file=str(options.subnet_file.absolute()),
+        pins=str(directory_of(options)),
+        datapath=options.datapath,
+        admission=options.admission,
+        spoof_check=options.spoof_check,
+        max_flows=options.max_flows,
+        renew_margin=60.0 * options.subnet_lease_renew_margin,
+        forward_rules=options.iptables_forward_rules,
+        etcd_endpoints=options.etcd_endpoints,
+        etcd_prefix=options.etcd_prefix,
+    )
+
+
+def _flush(inbox: Inbox) -> None:
+    """Have the control loop void every admitted flow. Raises UnavailableError where it cannot."""
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    inbox.put(FlushAsked(answers.put))
+    try:
+        trouble = answers.get(timeout=FLUSH_WAIT)
+    except queue.Empty:
+        trouble = f"the control loop did not take the request within {FLUSH_WAIT:g} s"
+    if trouble:
+        raise UnavailableError(trouble)
 
 
 def _close_at(stop: threading.Event, store: EtcdStore) -> None:
@@ -167,6 +200,7 @@ def _prepare(
     _remove_leftovers(options, backend, host.links, datapath)
     backend.prepare(uplink)
     status.backend, status.network = backend.name, config.network
+    status.device = backend.device_name or ""
     status.uplink, status.mtu = uplink, backend.mtu
     return Agent(
         options=options,

@@ -15,7 +15,7 @@ from kersey_control.events import Snapshot, StoreEvent
 from kersey_control.forwarding import AuditResult, Condition, Forwarding
 from kersey_control.lease import Lease
 from kersey_control.peer import Peer
-from kersey_control.status import Status
+from kersey_control.status import PeerState, Status
 from kersey_control.table import Delta, LeaseTable
 from kersey_control.underlay import Underlay
 
@@ -94,7 +94,9 @@ class Peers:
         """Bring the counts in `Status` up to date."""
         conditions: Counter[Condition] = Counter()
         refused = dict(self._refused)
+        states: list[PeerState] = []
         for each in self._forwarding.statuses():
+            states.append(PeerState(each.peer, each.condition, each.reason))
             conditions[each.condition] += 1
             if each.condition is not Condition.PROGRAMMED:
                 refused[each.peer.subnet] = each.reason
@@ -103,6 +105,7 @@ class Peers:
         status.peers_desired = sum(conditions.values()) + len(self._refused)
         status.refused = refused
         status.netlink_refusals = self._forwarding.refusals
+        status.peers = tuple(states)
         status.leases = Counter(lease.backend_type or "udp" for lease in self._table.leases)
 
     def _program_all(self, now: float) -> AuditResult:

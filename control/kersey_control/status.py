@@ -9,12 +9,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
+from typing import NamedTuple
 
 from kersey_loader.occupancy import Occupancy
 from kersey_loader.peers import Sums
 
 from kersey_control.durations import Durations
+from kersey_control.peer import Peer
 from kersey_control.uplink import Uplink
+
+
+class PeerState(NamedTuple):
+    """What became of a peer (programmed, failing, refused), with the reason unless it is in."""
+
+    peer: Peer
+    condition: str
+    reason: str
 
 
 @dataclass(slots=True)
@@ -24,6 +34,8 @@ class Status:
     datapath: str = "netlink"
     datapath_reason: str = ""
     backend: str = ""
+    device: str = ""
+    """The overlay device's name, empty where the backend has none."""
     network: IPv4Network | None = None
     subnet: IPv4Network | None = None
     uplink: Uplink | None = None
@@ -41,6 +53,8 @@ class Status:
     peers_programmed: int = 0
     refused: dict[IPv4Network, str] = field(default_factory=dict)
     """Peers that cannot be programmed, with the reason."""
+    peers: tuple[PeerState, ...] = ()
+    """All but the leases that cannot be peers at all; those are in `refused` alone."""
     skipped_records: int = 0
     resyncs: int = 0
     store_losses: int = 0

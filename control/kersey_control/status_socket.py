@@ -1,85 +1,144 @@
-"""The daemon's state for `kersey status`: one JSON object per connection, for root only.
+"""The daemon's side and the operator's side of the Unix socket in the state directory.
 
-Served from a thread of its own out of `Status`, so that it answers while the control loop hangs,
-and says so. Takes no input.
+One request line, one answer, both JSON (`told` has the types); for root only. `status` and `peers`
+are answered from `Status` by a thread of the socket's own, so that they are even while the control
+loop hangs, and say so. A request that changes something is handed to whoever may do it.
 """
 
 import contextlib
-import json
 import logging
+import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypeVar
+
+import msgspec
 
 from kersey_control import __version__
-from kersey_control.errors import InvalidInputError, UnavailableError
+from kersey_control.errors import InvalidInputError, KerseyError, UnavailableError
 from kersey_control.status import Status
+from kersey_control.told import (
+    Answer,
+    Question,
+    ToldDatapath,
+    ToldFastPath,
+    ToldLease,
+    ToldOptions,
+    ToldPeer,
+    ToldPeers,
+    ToldStatus,
+    ToldStore,
+    ToldUplink,
+    Verb,
+    encode,
+)
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 SOCKET_FILE = "kerseyd.sock"
 """The name of the socket in the state directory."""
 
 _TIMEOUT = 2.0
+_PATIENCE = 15.0
+"""Seconds that the operator's side waits: a request may wait its turn in the control loop."""
+
+_LINE = 4096
 
 
-def describe(status: Status) -> dict[str, Any]:
-    """Return the state as JSON values; times are seconds, counts are since the programs started."""
-    uplink = status.uplink
-    return {
-        "version": __version__,
-        "ready": status.ready,
-        "silent_seconds": round(time.monotonic() - status.heartbeat, 1),
-        "datapath": {"mode": status.datapath, "reason": status.datapath_reason},
-        "fast_path": _fast_path(status),
-        "backend": status.backend,
-        "network": _text(status.network),
-        "subnet": _text(status.subnet),
-        "mtu": status.mtu,
-        "uplink": uplink
-        and {
-            "interface": uplink.name,
-            "address": str(uplink.address),
-            "public_ip": str(uplink.public_ip),
-            "mtu": uplink.mtu,
-            "reason": uplink.reason,
-        },
-        "lease": {"expires_at": status.lease_expires_at, "trouble": status.lease_trouble},
-        "store": {"connected": status.store_connected, "trouble": status.store_trouble},
-        "peers": {
-            "desired": status.peers_desired,
-            "programmed": status.peers_programmed,
-            "refused": {str(subnet): why for subnet, why in status.refused.items()},
-        },
-        "skipped_records": status.skipped_records,
+def describe(status: Status, options: ToldOptions) -> ToldStatus:
+    """Return the daemon's state as of now."""
+    return ToldStatus(
+        version=__version__,
+        pid=os.getpid(),
+        ready=status.ready,
+        silent_seconds=round(time.monotonic() - status.heartbeat, 1),
+        datapath=ToldDatapath(status.datapath, status.datapath_reason),
+        fast_path=_fast_path(status),
+        backend=status.backend,
+        device=status.device,
+        network=_text(status.network),
+        subnet=_text(status.subnet),
+        mtu=status.mtu,
+        uplink=_uplink(status),
+        lease=ToldLease(status.lease_expires_at, status.lease_trouble),
+        store=ToldStore(status.store_connected, status.store_trouble),
+        peers=ToldPeers(
+            desired=status.peers_desired,
+            programmed=status.peers_programmed,
+            refused={str(subnet): why for subnet, why in status.refused.items()},
+        ),
+        skipped_records=status.skipped_records,
+        options=options,
+    )
+
+
+def describe_peers(status: Status) -> list[ToldPeer]:
+    """Return every peer by subnet; of a lease that cannot be one, the subnet and the reason."""
+    known = {
+        each.peer.subnet: ToldPeer(
+            subnet=str(each.peer.subnet),
+            node=str(each.peer.node),
+            via=each.peer.via,
+            condition=each.condition,
+            reason=each.reason,
+            mac=each.peer.mac,
+        )
+        for each in status.peers
     }
+    for subnet, why in status.refused.items():
+        if subnet not in known:
+            known[subnet] = ToldPeer(str(subnet), node="", via="", condition="refused", reason=why)
+    return [known[subnet] for subnet in sorted(known)]
 
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _fast_path(status: Status) -> dict[str, Any] | None:
+def _uplink(status: Status) -> ToldUplink | None:
+    uplink = status.uplink
+    if uplink is None:
+        return None
+    return ToldUplink(
+        interface=uplink.name,
+        address=str(uplink.address),
+        public_ip=str(uplink.public_ip),
+        mtu=uplink.mtu,
+        reason=uplink.reason,
+    )
+
+
+def _fast_path(status: Status) -> ToldFastPath | None:
     if status.verdicts is None:
         return None
     counts: dict[str, dict[str, int]] = {}
     for (program, verdict), count in status.verdicts().items():
         if count:
             counts.setdefault(program, {})[verdict] = count
-    return {"verdicts": counts, "troubles": status.fast_path_troubles}
+    return ToldFastPath(counts, status.fast_path_troubles)
 
 
 class StatusSocket:
-    """Serve the state. A context manager; entering raises InvalidInputError if it cannot listen."""
+    """Serve the state. A context manager; entering raises InvalidInputError if it cannot listen.
 
-    def __init__(self, status: Status, state_dir: Path) -> None:
-        self._status = status
+    `flush` carries out that verb and raises KerseyError where it cannot.
+    """
+
+    def __init__(
+        self, status: Status, state_dir: Path, options: ToldOptions, flush: Callable[[], None]
+    ) -> None:
         self._path = state_dir / SOCKET_FILE
         self._socket: socket.socket | None = None
+        self._verbs: Mapping[str, Callable[[], object]] = {
+            Verb.STATUS: lambda: describe(status, options),
+            Verb.PEERS: lambda: describe_peers(status),
+            Verb.FLUSH: flush,
+        }
 
     def __enter__(self) -> Self:
         try:
@@ -115,9 +174,36 @@ class StatusSocket:
             with connection:
                 connection.settimeout(_TIMEOUT)
                 try:
-                    connection.sendall(json.dumps(describe(self._status)).encode())
+                    connection.sendall(encode(self._answer(_first_line(connection))))
+                except OSError as error:
+                    logger.debug("request not answered", extra={"reason": str(error)})
                 except Exception:  # one reader's trouble must not end the answers to others
-                    logger.exception("status not told")
+                    logger.exception("request not answered")
+
+    def _answer(self, line: bytes) -> Answer:
+        try:
+            verb = msgspec.json.decode(line, type=Question).verb
+        except msgspec.MsgspecError as error:
+            return Answer(error=f"request: got {line[:80]!r}, expected a JSON object ({error})")
+        action = self._verbs.get(verb)
+        if action is None:
+            known = ", ".join(self._verbs)
+            return Answer(error=f"verb: got {verb!r}, expected one of {known}")
+        try:
+            return Answer(result=msgspec.Raw(encode(action())))
+        except KerseyError as error:
+            return Answer(error=str(error))
+
+
+def _first_line(connection: socket.socket) -> bytes:
+    """Return what was sent up to the first newline or the end, at most some thousand bytes."""
+    received = b""
+    while b"\n" not in received and len(received) < _LINE:
+        part = connection.recv(_LINE)
+        if not part:
+            break
+        received += part
+    return received.partition(b"\n")[0]
 
 
 def _connections(listener: socket.socket) -> Iterator[socket.socket]:
@@ -128,19 +214,48 @@ def _connections(listener: socket.socket) -> Iterator[socket.socket]:
             return
 
 
-def ask(state_dir: Path) -> dict[str, Any]:
+def ask_status(state_dir: Path) -> ToldStatus:
     """Return what the running daemon says of itself. Raises UnavailableError where none answers."""
+    return ask(state_dir, Verb.STATUS, ToldStatus)
+
+
+def ask_peers(state_dir: Path) -> list[ToldPeer]:
+    """Return the running daemon's peers by subnet. Raises UnavailableError where none answers."""
+    return ask(state_dir, Verb.PEERS, list[ToldPeer])
+
+
+def ask_flush(state_dir: Path) -> None:
+    """Have the running daemon void every admitted flow.
+
+    Raises UnavailableError where none answers, or with the daemon's reason.
+    """
+    ask(state_dir, Verb.FLUSH, type(None))
+
+
+def ask(state_dir: Path, verb: Verb, kind: type[_T]) -> _T:
+    """Return the running daemon's answer to one request; errors as the functions above."""
     path = state_dir / SOCKET_FILE
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_TIMEOUT)
-            connection.connect(str(path))
-            parts = list(iter(lambda: connection.recv(1 << 16), b""))
-        answer: dict[str, Any] = json.loads(b"".join(parts))
-    except FileNotFoundError:
-        raise UnavailableError(f"no kerseyd runs here with --state-dir={state_dir}") from None
+        answer = msgspec.json.decode(_exchange(path, encode(Question(verb))), type=Answer)
+        if answer.error:
+            raise UnavailableError(f"kerseyd: {answer.error}")
+        return msgspec.json.decode(answer.result, type=kind)
+    except (FileNotFoundError, ConnectionRefusedError):  # refused: a socket that a crash left
+        raise NoDaemonError(f"no kerseyd runs here with --state-dir={state_dir}") from None
     except PermissionError:
-        raise UnavailableError(f"{path} is for root only (sudo kersey status)") from None
-    except (OSError, ValueError) as error:
+        raise UnavailableError(f"{path} is for root only (use sudo)") from None
+    except (OSError, msgspec.MsgspecError) as error:
         raise UnavailableError(f"kerseyd does not answer at {path}: {error}") from None
-    return answer
+
+
+class NoDaemonError(UnavailableError):
+    """Report that no daemon runs here; whatever needs none can still be done."""
+
+
+def _exchange(path: Path, line: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_PATIENCE)
+        connection.connect(str(path))
+        connection.sendall(line + b"\n")
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))

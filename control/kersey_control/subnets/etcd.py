@@ -171,6 +171,14 @@ class EtcdStore:
                 stored.append(StoredLease(lease, self._expiry(record)))
         return Inventory(tuple(stored), tuple(skipped))
 
+    def find_lease(self, subnet: IPv4Network) -> StoredLease | None:
+        """Return one lease with its expiry, None if there is none that can be read."""
+        record = self._client.get(self._subnets.start + subnet_key(subnet))
+        lease = self._decode(record) if record is not None else None
+        if record is None or not isinstance(lease, Lease):
+            return None
+        return StoredLease(lease, self._expiry(record))
+
     def _take(
         self,
         listing: Listing,

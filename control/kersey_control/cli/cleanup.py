@@ -1,0 +1,29 @@
+"""`kersey cleanup`: everything of Kersey's out of this node."""
+
+import os
+
+from kersey_control.cleanup import clean_node
+from kersey_control.cli.schema import CleanupFlags
+from kersey_control.errors import KerseyError
+from kersey_control.lock import sole_user
+from kersey_control.netlink import Links
+from kersey_control.rtnetlink import Rtnl
+
+
+def run(flags: CleanupFlags) -> int:
+    """Remove from this node everything that is Kersey's, saying what."""
+    if os.geteuid() != 0:
+        raise KerseyError("cleanup: got an unprivileged user, expected root (sudo kersey cleanup)")
+    with sole_user(flags.subnet_file) as lock, Links() as links, Rtnl() as rtnl:
+        for line in clean_node(
+            subnet_file=flags.subnet_file,
+            state_dir=flags.state_dir,
+            bpf_dir=flags.bpf_dir,
+            cni_conf_dir=flags.cni_conf_dir,
+            links=links,
+            rtnl=rtnl,
+        ):
+            print(f"removed {line}")
+        lock.unlink(missing_ok=True)
+    print("nothing of Kersey is left on this node; its lease ends by itself within 24 hours")
+    return 0

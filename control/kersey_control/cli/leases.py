@@ -1,0 +1,47 @@
+"""`kersey leases`: every lease of the network as the store has it."""
+
+import sys
+import time
+from typing import Any
+
+from kersey_control.cli.text import print_json, remaining, table
+from kersey_control.options import EtcdFlags
+from kersey_control.subnets.etcd import EtcdOptions, EtcdStore, Inventory
+
+
+def run(flags: EtcdFlags, *, json: bool) -> int:
+    """Print every lease, and what could not be read."""
+    with EtcdStore(EtcdOptions.from_flags(flags)) as store:
+        found = store.list_leases()
+    rows = _rows(found)
+    if json:
+        skipped = [{"record": each.record, "reason": each.reason} for each in found.skipped]
+        print_json({"leases": rows, "skipped": skipped})
+        return 0
+    header = ("SUBNET", "NODE", "BACKEND", "NODE ID", "EXPIRES")
+    for line in table(header, [_cells(row) for row in rows]):
+        print(line)
+    for each in found.skipped:
+        print(f"kersey: record skipped: {each.record}: {each.reason}", file=sys.stderr)
+    return 0
+
+
+def _rows(found: Inventory) -> list[dict[str, Any]]:
+    now = time.time()
+    return [
+        {
+            "subnet": str(stored.lease.subnet),
+            "public_ip": str(stored.lease.public_ip),
+            "backend": stored.lease.backend_type or "udp",
+            "node_id": stored.lease.node_id,
+            "expires_in_seconds": (
+                None if stored.expires_at is None else max(0, round(stored.expires_at - now))
+            ),
+        }
+        for stored in sorted(found.leases, key=lambda stored: stored.lease.subnet)
+    ]
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    texts = [str(row[name] or "-") for name in ("subnet", "public_ip", "backend", "node_id")]
+    return [*texts, remaining(row["expires_in_seconds"])]

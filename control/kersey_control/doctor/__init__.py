@@ -1,0 +1,1 @@
+"""Look for what keeps packets from arriving: each module is one noun, `examination` lists them."""

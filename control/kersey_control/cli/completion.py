@@ -7,6 +7,7 @@ from typing import Any
 from kersey_control.cli.command import Command
 from kersey_control.errors import InvalidInputError
 from kersey_control.flags import Flag, flags_of
+from kersey_control.options import PATH
 
 Table = Mapping[str, Command[Any]]
 
@@ -85,7 +86,7 @@ def _bash_case(name: str, command: Command[Any]) -> Iterator[str]:
     for entry in flags:
         if not entry.is_switch:
             values = _values(entry)
-            action = f"words={shlex.quote(' '.join(values))}" if values else "files=yes"
+            action = "files=yes" if _is_path(entry) else f"words={shlex.quote(' '.join(values))}"
             yield f"                {entry.dashed}) {action} ;;"
     if "FILE" in command.arguments:
         last = f"[[ $current == -* ]] && words={shlex.quote(' '.join(words))} || files=yes"
@@ -124,7 +125,7 @@ def _zsh_flag(entry: Flag) -> str:
     if not entry.is_switch:
         values = _values(entry)
         text += f":{entry.row.kind.placeholder.replace(':', '')}:"
-        text += f"({' '.join(values)})" if values else "_files"
+        text += "_files" if _is_path(entry) else f"({' '.join(values)})"
     return shlex.quote(text)
 
 
@@ -152,9 +153,8 @@ def _fish_case(name: str, command: Command[Any]) -> Iterator[str]:
         yield _fish(seen, "-F")
     for entry in flags_of(command.schema):
         values = _values(entry)
-        value = "" if entry.is_switch else " -r"
+        value = "" if entry.is_switch else " -r -F" if _is_path(entry) else " -x"
         value += f" -a {shlex.quote(' '.join(values))}" if values else ""
-        value += " -F" if value == " -r" else ""
         yield _fish(seen, f"-l {entry.name}{value} -d {shlex.quote(entry.row.help)}")
 
 
@@ -195,6 +195,10 @@ def _values(entry: Flag) -> list[str]:
     """Return the words that a flag's value is one of, none if it is free."""
     words = entry.row.kind.placeholder.split("|")
     return words if len(words) > 1 and all(word.islower() for word in words) else []
+
+
+def _is_path(entry: Flag) -> bool:
+    return entry.row.kind.placeholder == PATH.placeholder
 
 
 def _escaped(text: str) -> str:

@@ -12,10 +12,6 @@
 #pragma once
 #include "lib/parse.h"
 
-/* bcc 0.26 declares it with three parameters (kernel 5.10: four). */
-static long (*redirect_neigh)(u32 ifindex, struct bpf_redir_neigh *params,
-			      int length, u64 flags) = (void *)152;
-
 #define STAMP_BITS 48
 #define STAMP_JIFFIES ((1ULL << STAMP_BITS) - 1)
 
@@ -100,6 +96,13 @@ static __always_inline enum verdict admitted(const struct config *config,
 
 	if (!egress || !ingress)
 		return VERDICT_NOT_ADMITTED;
+	/*
+	 * conntrack has never seen a direct connection and would call its end
+	 * INVALID: it ends as it began, unless the stack carried it since.
+	 */
+	if (flow->direct && packet->tcp_flags & TCP_CONTROL &&
+	    flow->egress_port == flow->ingress_port)
+		return VERDICT_FAST;
 	if (egress >> STAMP_BITS != config->generation ||
 	    ingress >> STAMP_BITS != config->generation)
 		return VERDICT_FLUSHED;
@@ -287,8 +290,29 @@ static __always_inline void admit_direct(const struct config *config,
 }
 
 /*
+ * Of the combinations with SYN, FIN or RST, those that conntrack does not call
+ * INVALID whatever the connection (tcp_valid_flags): rules may drop the others.
+ */
+static __always_inline bool has_valid_flags(const struct packet *packet)
+{
+	switch (packet->tcp_flags & (TCP_CONTROL | TCP_ACK | TCP_URG)) {
+	case TCP_SYN:
+	case TCP_SYN | TCP_URG:
+	case TCP_SYN | TCP_ACK:
+	case TCP_RST:
+	case TCP_RST | TCP_ACK:
+	case TCP_FIN | TCP_ACK:
+	case TCP_FIN | TCP_ACK | TCP_URG:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/*
  * A TCP SYN, FIN or RST. UNDECIDED: it is as fast as its flow, which is direct.
- * CONTROL: the flow is over, or has yet to be witnessed.
+ * CONTROL: the flow is over, or has yet to be witnessed. MALFORMED: the stack
+ * may refuse it, and the flow goes on.
  */
 static __always_inline enum verdict
 judge_control(const struct config *config, struct flow_key *key,
@@ -307,7 +331,8 @@ judge_control(const struct config *config, struct flow_key *key,
 	} else if (direct) {
 		flow = flows.lookup(key);
 		if (flow && flow->direct)
-			return UNDECIDED;
+			return has_valid_flags(packet) ? UNDECIDED :
+							 VERDICT_MALFORMED;
 	}
 	forget(key);
 	return VERDICT_CONTROL;

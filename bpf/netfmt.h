@@ -16,11 +16,14 @@
 #endif
 
 #define ETHERTYPE_IPV4 be16(0x0800)
+#define ETHERTYPE_IPV6 be16(0x86dd)
+#define IPPROTO_IPIP 4
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 
 /* Version 4, header of five words: no options. */
 #define IPV4_PLAIN 0x45
+#define IPV4_DONT_FRAGMENT be16(0x4000)
 #define IPV4_FRAGMENT be16(0x3fff) /* more-fragments flag or an offset */
 #define IPV4_OFFSET be16(0x1fff)
 #define ECN_MASK 3
@@ -33,6 +36,7 @@
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
+#define TCP_URG 0x20
 #define TCP_CONTROL (TCP_FIN | TCP_SYN | TCP_RST)
 
 /* Only the I flag, reserved bits zero. */

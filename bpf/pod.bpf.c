@@ -3,13 +3,15 @@
  * Both sides of a pod port, the host end of a pod's veth.
  *
  * from_pod: TC ingress, every packet that a pod sends. Carries a packet of an
- * admitted flow to the peer's node; notes any other and leaves it to the stack.
+ * admitted flow to the peer's node, in the tunnel or, if that is direct, as it
+ * is; notes any other and leaves it to the stack.
  * to_pod: TC egress, every packet that the stack delivers to a pod. Never
  * changes or drops one.
  */
 #include "flow.h"
-#include "lib/local.h"
 #include "lib/rewrite.h"
+#include "lib/routes.h"
+#include "send.h"
 
 /* The first fragment alone holds the ports; without it nothing arrives. */
 static __always_inline bool speaks_tunnel(struct __sk_buff *skb,
@@ -85,13 +87,18 @@ static __always_inline enum verdict judge_sent(struct __sk_buff *skb,
 			return verdict;
 		}
 	}
-	if (packet.ttl <= 1)
+	if (packet.ttl <= ((*peer)->direct ? 1 : TUNNEL_HOPS))
 		return VERDICT_TTL;
 	if (packet.total_len + sizeof(*ethernet) != skb->len ||
-	    packet.total_len + TUNNEL_ROOM > 0xffff)
+	    packet.total_len + ((*peer)->direct ? 0 : TUNNEL_ROOM) > 0xffff)
 		return VERDICT_LENGTH;
 	if (!fits(skb, &packet, config->mtu))
 		return VERDICT_TOO_BIG;
+	if (!TUNNEL_SENDS_DATAGRAMS && !(*peer)->direct && skb->gso_size &&
+	    packet.protocol == IPPROTO_UDP) {
+		sight(config, &key, &packet, EGRESS, skb->ifindex);
+		return VERDICT_DATAGRAMS;
+	}
 	*flow = flows.lookup(&key);
 	verdict = *flow ? admitted(config, *flow, (*flow)->egress_kind,
 				   &packet) :
@@ -112,28 +119,26 @@ static __always_inline enum verdict judge_sent(struct __sk_buff *skb,
 	return verdict;
 }
 
-/*
- * The outer packet may be fragmented, so its identification must not repeat
- * soon (RFC 6864). The packets sent to this peer by this CPU so far, segments
- * of GSO packets included, spaced by CPU; a random number costs 60 ns.
- */
-static __always_inline u16 next_id(const struct traffic *traffic)
+/* One hop on, with the headers that lead to the peer. False: refused. */
+static __always_inline bool rewrite(struct __sk_buff *skb,
+				    const struct config *config,
+				    const struct peer *peer, struct flow *flow,
+				    u16 id)
 {
-	u16 spread = bpf_get_smp_processor_id() * 0x9e37;
-
-	return traffic ? traffic->fast_sent_packets + spread : spread;
+	if (peer->direct)
+		return plain_push(skb);
+	return tunnel_push(skb, peer, tunnel_source_port(skb, config, flow),
+			   id);
 }
 
 int from_pod(struct __sk_buff *skb)
 {
 	const struct config *config = configuration();
-	struct bpf_redir_neigh nexthop = { .nh_family = FAMILY_INET };
 	const struct peer *peer = NULL;
 	struct flow *flow = NULL;
 	struct traffic *traffic;
 	enum verdict verdict;
-	__be16 source_port;
-	u32 segments;
+	u32 segments, length;
 
 	verdict = config ? judge_sent(skb, config, &peer, &flow) :
 			   VERDICT_UNCONFIGURED;
@@ -145,22 +150,19 @@ int from_pod(struct __sk_buff *skb)
 			       TO_STACK;
 	}
 
-	source_port = tunnel_source_port(skb, config, flow);
 	/* Before the push, which leaves them to be counted again. */
 	segments = skb->gso_segs;
+	length = skb->len - sizeof(struct ethernet);
 	traffic = traffic_of(peer);
-	if (!tunnel_push(skb, peer, source_port, next_id(traffic))) {
+	if (!rewrite(skb, config, peer, flow, next_id(traffic))) {
 		count_verdict(PROGRAM_FROM_POD, VERDICT_ROOM);
 		return TO_STACK;
 	}
 	if (traffic)
 		count_traffic(&traffic->fast_sent_packets,
-			      &traffic->fast_sent_bytes, segments,
-			      skb->len - TUNNEL_TEMPLATE);
+			      &traffic->fast_sent_bytes, segments, length);
 	count_verdict(PROGRAM_FROM_POD, VERDICT_FAST);
-	nexthop.ipv4_nh = peer->nexthop;
-	return redirect_neigh(config->uplink, nexthop.ipv4_nh ? &nexthop : NULL,
-			      nexthop.ipv4_nh ? sizeof(nexthop) : 0, 0);
+	return send_to(config, peer);
 }
 
 /*

@@ -1,18 +1,40 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * from_uplink: TC ingress of the uplink. Every packet for the tunnel's port
- * and for this node has its sender checked, whatever becomes of it. One of an
- * admitted flow is handed to the pod; any other is noted and left to the
- * stack. Packets that are not the tunnel's are not touched and not counted.
+ * from_uplink: TC ingress of the uplink. Every packet of the tunnel's for this
+ * node has its sender checked, whatever becomes of it. One of an admitted flow
+ * is handed to the pod; any other is noted and left to the stack. Where that
+ * is a user-space proxy, what can be taken out of the tunnel here enters the
+ * stack by the proxy's device, and only the rest by its socket.
+ *
+ * A packet from a direct peer's pod comes without a tunnel, and so without an
+ * outer source: nothing in it shows which node sent it, as in any routed
+ * network, and no sender is checked. Else the same is done with it.
+ *
+ * Packets that are neither are not touched and not counted.
  */
 #include "flow.h"
-#include "lib/local.h"
 #include "lib/rewrite.h"
+#include "lib/routes.h"
 
 #define ETHERTYPE_VLAN be16(0x8100)
 #define ETHERTYPE_QINQ be16(0x88a8)
 #define PACKET_HOST 0
 #define PACKET_OTHERHOST 3
+
+/*
+ * Frames are padded to 60 bytes; one that had a VLAN tag may be to 64. The IP
+ * layer of whoever gets it cuts that off.
+ */
+#define PADDED 64
+
+/* What is known of a packet from the wire. */
+struct arrival {
+	const struct peer *peer; /* of the source; NULL: a node for itself */
+	struct flow *flow;       /* where it is fast */
+	bool plain;              /* without a tunnel */
+	bool whole;              /* the proxy's device could take it */
+	u32 length;              /* of the inner packet, in bytes */
+};
 
 /* All that the fast path reads; a shorter packet is read to its end. */
 #define PARSED (sizeof(struct tunnel_headers) + sizeof(struct tcp))
@@ -71,7 +93,7 @@ judge_sender(const struct config *config, __be32 outer, __be16 inner_type,
  */
 static __always_inline enum verdict
 judge_unusual(struct __sk_buff *skb, const struct config *config,
-	      const struct peer **peer)
+	      struct arrival *arrival)
 {
 	struct tunnel_body body __attribute__((aligned(4)));
 	u32 offset = sizeof(struct ethernet);
@@ -102,7 +124,7 @@ judge_unusual(struct __sk_buff *skb, const struct config *config,
 	if (verdict != UNDECIDED)
 		return verdict;
 	verdict = judge_sender(config, ip.src, tunnel_inner_type(&body),
-			       body.inner_ip.src, peer);
+			       body.inner_ip.src, &arrival->peer);
 	if (verdict != UNDECIDED)
 		return verdict;
 	if (ip.fragment & IPV4_FRAGMENT)
@@ -138,12 +160,36 @@ lengths_agree(const struct __sk_buff *skb, const struct tunnel_headers *headers,
 	       tunnel_length_is_right(&headers->body, inner_len);
 }
 
-/* The sender has been checked. FAST: *flow is set. */
+static __always_inline bool plain_length_agrees(const struct __sk_buff *skb,
+						u16 packet_len)
+{
+	u32 length = packet_len + sizeof(struct ethernet);
+
+	return skb->len == length || (skb->len > length && skb->len <= PADDED);
+}
+
+/*
+ * Datagrams in one packet have to be taken apart for the pod's socket, and
+ * bpf_skb_adjust_room leaves it marked as a UDP tunnel's (gso_type,
+ * skb->encapsulation): the kernel then drops it, uncounted. TCP takes such a
+ * packet whole.
+ */
+static __always_inline bool is_datagrams(const struct __sk_buff *skb,
+					 u8 protocol)
+{
+	return !TUNNEL_TAKES_DATAGRAMS && skb->gso_size &&
+	       protocol == IPPROTO_UDP;
+}
+
+/*
+ * The sender has been checked. headers: NULL where there is no tunnel. FAST:
+ * arrival->flow is set.
+ */
 static __always_inline enum verdict
 judge_flow(struct __sk_buff *skb, const struct config *config,
-	   const struct tunnel_headers *headers, struct flow **flow)
+	   const struct ipv4 *ip, const struct tunnel_headers *headers,
+	   struct arrival *arrival)
 {
-	const struct ipv4 *ip = &headers->body.inner_ip;
 	const void *end = (void *)(long)skb->data_end;
 	struct packet packet = {};
 	struct flow_key key;
@@ -155,13 +201,21 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 		return VERDICT_NOT_HOST;
 	if (skb->vlan_present)
 		return VERDICT_VLAN;
-	if (!tunnel_is_for_device(config, &headers->body))
+	if (headers && !tunnel_is_for_device(config, &headers->body))
 		return VERDICT_OTHER_VTEP;
 	if (!is_own_pod(config, ip->dst))
 		return VERDICT_NOT_POD;
+	/* No witness for the other way: not even noted. */
+	if (headers && arrival->peer->direct)
+		return VERDICT_TUNNELLED;
 	verdict = parse_packet(ip, end, &packet);
 	if (verdict != UNDECIDED)
 		return verdict;
+	/* From here on it is what the stack will see of it. */
+	if (headers && packet.ttl < TUNNEL_HOPS)
+		return VERDICT_TTL;
+	if (headers)
+		packet.ttl -= TUNNEL_HOPS - 1;
 	ingress_key(&key, &packet);
 	if (packet.tcp_flags & TCP_CONTROL) {
 		verdict = judge_control(config, &key, &packet);
@@ -173,20 +227,26 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 	}
 	if (packet.ttl <= 1)
 		return VERDICT_TTL;
-	if (!lengths_agree(skb, headers, packet.total_len))
+	if (headers ? !lengths_agree(skb, headers, packet.total_len) :
+		      !plain_length_agrees(skb, packet.total_len))
 		return VERDICT_LENGTH;
 	if (!fits(skb, &packet, config->pod_mtu))
 		return VERDICT_TOO_BIG;
-	if (congestion_matters(headers->ip.tos, packet.tos)) {
+	if (headers && congestion_matters(headers->ip.tos, packet.tos)) {
 		sight(config, &key, &packet, INGRESS, 0);
 		return VERDICT_CONGESTION;
 	}
-	*flow = flows.lookup(&key);
-	verdict = *flow ? admitted(config, *flow, (*flow)->ingress_kind,
-				   &packet) :
+	if (headers && is_datagrams(skb, packet.protocol)) {
+		sight(config, &key, &packet, INGRESS, 0);
+		return VERDICT_DATAGRAMS;
+	}
+	arrival->flow = flows.lookup(&key);
+	verdict = arrival->flow ?
+			  admitted(config, arrival->flow,
+				   arrival->flow->ingress_kind, &packet) :
 			  VERDICT_NOT_ADMITTED;
 	if (verdict == VERDICT_FAST) {
-		if (is_port_alive(*flow))
+		if (is_port_alive(arrival->flow))
 			return VERDICT_FAST;
 		verdict = VERDICT_PORT_GONE;
 	}
@@ -194,39 +254,93 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 	return verdict;
 }
 
-/* UNRELATED: not the tunnel's. FAST: *peer and *flow are set. */
-static __always_inline enum verdict
-judge_received(struct __sk_buff *skb, const struct config *config,
-	       const struct peer **peer, struct flow **flow)
+/*
+ * A packet that is not the tunnel's. Of all that the node receives, only what
+ * is for its pods is looked at any further.
+ */
+static __always_inline enum verdict judge_plain(struct __sk_buff *skb,
+						const struct config *config,
+						const struct ipv4 *ip,
+						struct arrival *arrival)
 {
-	const struct tunnel_headers *headers;
-	enum verdict verdict;
-	const void *end;
+	if (!is_own_pod(config, ip->dst))
+		return VERDICT_UNRELATED;
+	arrival->peer = peer_of(config, ip->src);
+	if (!arrival->peer)
+		return VERDICT_UNRELATED;
+	arrival->plain = true;
+	arrival->length = host16(ip->total_len);
+	if (!arrival->peer->direct)
+		return VERDICT_NOT_TUNNELLED;
+	return judge_flow(skb, config, ip, NULL, arrival);
+}
 
-	pull_headers(skb);
-	headers = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
-	if ((const void *)&headers->body + TUNNEL_HEAD > end)
-		return judge_unusual(skb, config, peer);
+/*
+ * Whether the packet can go on without its outer headers as if the proxy had
+ * taken them off. Several datagrams that the NIC merged (rx-udp-gro-forwarding)
+ * have one outer length and another inner one.
+ */
+static __always_inline bool is_whole(const struct __sk_buff *skb,
+				     const struct config *config,
+				     const struct tunnel_headers *headers)
+{
+	const struct ipv4 *ip = &headers->body.inner_ip;
+	u16 length = host16(ip->total_len);
+
+	return skb->pkt_type == PACKET_HOST && !skb->vlan_present &&
+	       ip->version_ihl >= IPV4_PLAIN && ip->version_ihl >> 4 == 4 &&
+	       ip->ttl >= TUNNEL_HOPS && lengths_agree(skb, headers, length) &&
+	       (skb->gso_size || length <= config->mtu) &&
+	       !is_datagrams(skb, ip->protocol) &&
+	       !congestion_matters(headers->ip.tos, ip->tos);
+}
+
+/* A packet whose IPv4 header is linear. UNRELATED: not the tunnel's. */
+static __always_inline enum verdict
+judge_tunnelled(struct __sk_buff *skb, const struct config *config,
+		const struct tunnel_headers *headers, struct arrival *arrival)
+{
+	bool odd = headers->ip.version_ihl != IPV4_PLAIN ||
+		   headers->ip.fragment & IPV4_FRAGMENT;
+	enum verdict verdict;
+
 	if (!tunnel_is_protocol(headers->ip.protocol))
 		return VERDICT_UNRELATED;
-	if (headers->ip.version_ihl != IPV4_PLAIN ||
-	    headers->ip.fragment & IPV4_FRAGMENT)
-		return judge_unusual(skb, config, peer);
-	if (!tunnel_is_addressed(config, &headers->body))
+	if (!odd && !tunnel_is_addressed(config, &headers->body))
 		return VERDICT_UNRELATED;
-	if (headers->ip.dst != config->node ||
-	    (const void *)(headers + 1) > end)
-		return judge_unusual(skb, config, peer);
+	if (odd || headers->ip.dst != config->node ||
+	    (void *)(headers + 1) > (void *)(long)skb->data_end)
+		return judge_unusual(skb, config, arrival);
 	verdict = tunnel_judge(config, &headers->body);
 	if (verdict != UNDECIDED)
 		return verdict;
 	verdict = judge_sender(config, headers->ip.src,
 			       tunnel_inner_type(&headers->body),
-			       headers->body.inner_ip.src, peer);
-	if (verdict != UNDECIDED)
-		return verdict;
-	return judge_flow(skb, config, headers, flow);
+			       headers->body.inner_ip.src, &arrival->peer);
+	if (verdict == UNDECIDED)
+		verdict = judge_flow(skb, config, &headers->body.inner_ip,
+				     headers, arrival);
+	if (!TUNNEL_LINK && config->carrier && verdict != VERDICT_FAST)
+		arrival->whole = is_whole(skb, config, headers);
+	return verdict;
+}
+
+/* UNRELATED: not the overlay's. Else: *arrival is set. */
+static __always_inline enum verdict judge_received(struct __sk_buff *skb,
+						   const struct config *config,
+						   struct arrival *arrival)
+{
+	const struct tunnel_headers *headers;
+	enum verdict verdict;
+
+	pull_headers(skb);
+	headers = (void *)(long)skb->data;
+	if ((void *)&headers->body + TUNNEL_HEAD > (void *)(long)skb->data_end)
+		return judge_unusual(skb, config, arrival);
+	verdict = judge_tunnelled(skb, config, headers, arrival);
+	return verdict == VERDICT_UNRELATED ?
+		       judge_plain(skb, config, &headers->ip, arrival) :
+		       verdict;
 }
 
 static __always_inline bool is_forged(enum verdict verdict)
@@ -234,18 +348,49 @@ static __always_inline bool is_forged(enum verdict verdict)
 	return verdict >= VERDICT_UNKNOWN_NODE;
 }
 
+/* To the pod. The pop leaves the segments to be counted again. */
+static __always_inline int deliver(struct __sk_buff *skb,
+				   const struct arrival *arrival,
+				   struct traffic *traffic)
+{
+	struct flow *flow = arrival->flow;
+	u32 port = flow->ingress_port, segments = skb->gso_segs;
+
+	if (!(arrival->plain ? plain_pop(skb, flow) : tunnel_pop(skb, flow))) {
+		count_verdict(PROGRAM_FROM_UPLINK, VERDICT_ROOM);
+		return TO_STACK;
+	}
+	if (traffic)
+		count_traffic(&traffic->fast_received_packets,
+			      &traffic->fast_received_bytes, segments,
+			      arrival->length);
+	count_verdict(PROGRAM_FROM_UPLINK, VERDICT_FAST);
+	/* redirect_peer clears neither (a pod must not see our mark). */
+	skb->mark = 0;
+	return bpf_redirect_peer(port, 0);
+}
+
+/* To the stack, through the proxy's device instead of the proxy. */
+static __always_inline int hand_over(struct __sk_buff *skb,
+				     const struct config *config)
+{
+	if (!tunnel_strip(skb))
+		return TO_STACK;
+	skb->mark = 0;
+	return bpf_redirect(config->carrier, BPF_F_INGRESS);
+}
+
 int from_uplink(struct __sk_buff *skb)
 {
 	const struct config *config = configuration();
-	const struct peer *peer = NULL;
-	struct flow *flow = NULL;
+	struct arrival arrival = { .length = skb->len - TUNNEL_TEMPLATE };
 	struct traffic *traffic = NULL;
 	enum verdict verdict;
 
 	if (skb->protocol != ETHERTYPE_IPV4 || !config ||
 	    skb->pkt_type == PACKET_OTHERHOST)
 		return TO_STACK;
-	verdict = judge_received(skb, config, &peer, &flow);
+	verdict = judge_received(skb, config, &arrival);
 	if (verdict == VERDICT_UNRELATED)
 		return TO_STACK;
 	if (is_forged(verdict)) {
@@ -253,29 +398,14 @@ int from_uplink(struct __sk_buff *skb)
 			count_verdict(PROGRAM_FROM_UPLINK, verdict);
 		return config->spoof == SPOOF_DROP ? DROP : TO_STACK;
 	}
-	if (peer)
-		traffic = traffic_of(peer);
-	if (verdict == VERDICT_FAST && flow) {
-		u32 port = flow->ingress_port;
-
-		if (traffic)
-			count_traffic(&traffic->fast_received_packets,
-				      &traffic->fast_received_bytes,
-				      skb->gso_segs,
-				      skb->len - TUNNEL_TEMPLATE);
-		if (!tunnel_pop(skb, flow)) {
-			count_verdict(PROGRAM_FROM_UPLINK, VERDICT_ROOM);
-			return TO_STACK;
-		}
-		count_verdict(PROGRAM_FROM_UPLINK, VERDICT_FAST);
-		/* redirect_peer clears neither (a pod must not see our mark). */
-		skb->mark = 0;
-		return bpf_redirect_peer(port, 0);
-	}
+	if (arrival.peer)
+		traffic = traffic_of(arrival.peer);
+	if (verdict == VERDICT_FAST && arrival.flow)
+		return deliver(skb, &arrival, traffic);
 	if (traffic)
 		count_traffic(&traffic->slow_received_packets,
 			      &traffic->slow_received_bytes, skb->gso_segs,
-			      skb->len - TUNNEL_TEMPLATE);
+			      arrival.length);
 	count_verdict(PROGRAM_FROM_UPLINK, verdict);
-	return TO_STACK;
+	return arrival.whole ? hand_over(skb, config) : TO_STACK;
 }

@@ -12,6 +12,7 @@ enum program {
 	PROGRAM_TO_POD = 1,
 	PROGRAM_FROM_UPLINK = 2,
 	PROGRAM_TO_OVERLAY = 3,
+	PROGRAM_TO_UPLINK = 4,
 };
 
 enum verdict {
@@ -54,9 +55,14 @@ enum verdict {
 	VERDICT_OTHER_VTEP, /* inner Ethernet address is not our device's */
 	VERDICT_NOT_IPV4,   /* inner packet */
 	VERDICT_CONGESTION, /* outer ECN that changes the inner one */
+	VERDICT_DATAGRAMS,  /* UDP segments in one packet, in a UDP tunnel */
 	VERDICT_NODE,       /* inner source is the sending node itself */
 	VERDICT_OTHER_ADDRESS, /* to an address of ours that is not cfg's */
 	VERDICT_NOT_POD,    /* inner destination is not in our lease */
+
+	/* Left to the stack: a peer's packet that came the other way. */
+	VERDICT_NOT_TUNNELLED, /* plain, of a peer that has a tunnel */
+	VERDICT_TUNNELLED,     /* in a tunnel, of a direct peer */
 
 	/* Left to the stack: no witness. */
 	VERDICT_UNSEEN,  /* did not come in as it goes out, or too long ago */

@@ -27,19 +27,22 @@ from kersey_loader.layout import (
     SpoofCheck,
     Verdict,
 )
-from kersey_loader.tunnel import VxlanTunnel
 from packets import mac
+from wires import VXLAN_WIRE, Wire
 
 NETWORK = IPv4Network("10.244.0.0/16")
-OWN, PEER, OTHER, NOBODY = (IPv4Network(f"10.244.{n}.0/24") for n in (1, 2, 3, 9))
-NODE, PEER_NODE, OTHER_NODE, STRANGER = (f"198.18.0.{n}" for n in (1, 2, 3, 99))
+OWN, PEER, OTHER, DIRECT, NOBODY = (IPv4Network(f"10.244.{n}.0/24") for n in (1, 2, 3, 4, 9))
+NODE, PEER_NODE, OTHER_NODE, DIRECT_NODE, STRANGER = (f"198.18.0.{n}" for n in (1, 2, 3, 4, 99))
 VTEP, PEER_VTEP, OTHER_VTEP = (f"0e:00:00:00:00:0{n}" for n in (1, 2, 3))
-POD, REMOTE = "10.244.1.10", "10.244.2.10"
+POD, REMOTE, DIRECT_POD = "10.244.1.10", "10.244.2.10", "10.244.4.10"
 POD_MAC, GATEWAY_MAC = "0e:aa:00:00:00:10", "0e:aa:00:00:00:01"
 UPLINK_MAC, WIRE_MAC = "0e:bb:00:00:00:01", "0e:bb:00:00:00:02"
+DIRECT_MAC = "0e:bb:00:00:00:04"
 
 NODE_OTHER_ADDRESS = "198.18.1.1"
 SUBNET_LEN = 24
+MTU = 1450
+"""Of every overlay here, so that rows are the same for all: bytes of IP packet."""
 
 _CLONE_NEWNET = 0x40000000
 _MNT_DETACH = 2
@@ -89,19 +92,20 @@ class Tuple5:
 
 
 class Lab:
-    """A configured datapath with two peers and two pod ports."""
+    """A configured datapath with two peers behind the tunnel, a direct one, and two pod ports."""
 
-    def __init__(self, datapath: Datapath) -> None:
+    def __init__(self, datapath: Datapath, wire: Wire) -> None:
         self.datapath = datapath
+        self.wire = wire
         self.uplink = _ifindex("up0")
         self.port, self.other_port = _ifindex("pod0"), _ifindex("pod1")
         self.config = DatapathConfig(
             uplink=self.uplink,
             node=IPv4Address(NODE),
             subnet=OWN,
-            mtu=1450,
-            pod_mtu=1450,
-            tunnel=VxlanTunnel(vni=1, port=8472, mac=mac(VTEP)),
+            mtu=MTU,
+            pod_mtu=MTU,
+            tunnel=wire.tunnel,
         )
 
     def reset(self) -> None:
@@ -110,17 +114,13 @@ class Lab:
             for key in list(self.datapath.maps[name]):
                 self.datapath.maps[name].delete(key)
         self.datapath.configure(self.config)
-        self.datapath.replace_peers(
-            (
-                PeerEntry(
-                    PEER,
-                    IPv4Address(PEER_NODE),
-                    mac(PEER_VTEP),
-                    nexthop=IPv4Address(PEER_NODE),
-                ),
-                PeerEntry(OTHER, IPv4Address(OTHER_NODE), mac(OTHER_VTEP)),
-            )
+        node = IPv4Address(PEER_NODE)
+        tunnelled = (
+            PeerEntry(PEER, node, mac(PEER_VTEP), nexthop=node),
+            PeerEntry(OTHER, IPv4Address(OTHER_NODE), mac(OTHER_VTEP)),
         )
+        direct = PeerEntry(DIRECT, IPv4Address(DIRECT_NODE), direct=True)
+        self.datapath.replace_peers((*(tunnelled if self.wire.tunnel else ()), direct))
         for port in (self.port, self.other_port):
             self.live(port)
 
@@ -134,9 +134,12 @@ class Lab:
         admission: Admission = Admission.STRICT,
         spoof: SpoofCheck = SpoofCheck.DROP,
         max_age: float = 5.0,
+        carrier: int = 0,
     ) -> None:
         """Change what tests vary."""
-        changed = replace(self.config, admission=admission, spoof=spoof, max_age=max_age)
+        changed = replace(
+            self.config, admission=admission, spoof=spoof, max_age=max_age, carrier=carrier
+        )
         self.datapath.configure(changed)
 
     def run(self, program: Program, packet: bytes, *, device: int, gso_size: int = 0) -> Outcome:
@@ -211,8 +214,8 @@ class Lab:
 
 
 @contextmanager
-def open_lab(directory: Path) -> Iterator[Lab]:
-    """Load the programs with a bpffs of their own, in a network namespace of their own."""
+def open_lab(directory: Path, wire: Wire = VXLAN_WIRE) -> Iterator[Lab]:
+    """Load a tunnel's programs with a bpffs and in a network namespace of their own."""
     with private_network(), private_bpffs(directory):
         for line in (
             f"link add up0 address {UPLINK_MAC} type veth peer name wire0 address {WIRE_MAC}",
@@ -224,12 +227,13 @@ def open_lab(directory: Path) -> Iterator[Lab]:
             f"addr add {NODE}/24 dev up0",
             f"addr add {NODE_OTHER_ADDRESS}/24 dev up0",
             "route add default via 198.18.0.254",
+            f"neigh add {DIRECT_NODE} lladdr {DIRECT_MAC} dev up0 nud permanent",
         ):
             subprocess.run(["ip", *line.split()], check=True, capture_output=True)
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        settings = Settings(directory, network=NETWORK, subnet_len=SUBNET_LEN)
+        settings = Settings(directory, network=NETWORK, subnet_len=SUBNET_LEN, tunnel=wire.kind)
         with load(settings) as datapath:
-            yield Lab(datapath)
+            yield Lab(datapath, wire)
 
 
 @contextmanager

@@ -3,23 +3,34 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Network
+from pathlib import Path
 
+from kersey_control.instance import instance_of
 from kersey_loader.datapath import Datapath, Settings, load
 from kersey_loader.layout import Program, Verdict
+from kersey_loader.tunnel import TunnelKind
 from testbed import Node
 
 NETWORK = IPv4Network("10.244.0.0/16")
 
 
+def pins_of(node: Node) -> Path:
+    """Return where the node's daemon pins programs, maps and links."""
+    return node.bpf_dir / f"instance-{instance_of(node.daemon.subnet_file):08x}"
+
+
 @contextmanager
-def fast_path_of(node: Node, *, max_flows: int = 65536) -> Iterator[Datapath]:
+def fast_path_of(
+    node: Node, *, max_flows: int = 65536, tunnel: TunnelKind = TunnelKind.VXLAN
+) -> Iterator[Datapath]:
     """Open the maps and programs that the node's daemon, told this --max-flows, pinned."""
     settings = Settings(
-        directory=node.bpf_dir / "vxlan-1",
+        directory=pins_of(node),
         network=NETWORK,
         subnet_len=24,
+        tunnel=tunnel,
         max_flows=max_flows,
-        handle=1,
+        handle=instance_of(node.daemon.subnet_file),
     )
     with load(settings) as datapath:
         assert datapath.adopted

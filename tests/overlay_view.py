@@ -1,8 +1,12 @@
 """What a running network looks like from outside: devices, routes and leases of a node."""
 
 import json
+import re
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
+from tcx_view import HOOKS, programs_on
 from testbed import Cluster, Node
 
 SUBNETS = "/coreos.com/network/subnets/"
@@ -50,3 +54,79 @@ def subnet_of(node: Node) -> str:
 def lease_key(node: Node) -> str:
     """Return the key of the node's lease."""
     return SUBNETS + subnet_of(node).replace("/", "-")
+
+
+NodeState = dict[str, list[str]]
+"""Every kind of thing that a daemon may leave on a node, as lines without those numbers that differ
+from run to run."""
+
+
+def node_state(node: Node) -> NodeState:
+    """Return what the kernel of a node holds: the same after equal work, however it came about."""
+    names = {link["ifindex"]: link["ifname"] for link in ip_json(node, "link")}
+    return {
+        "devices": [_device_line(link) for link in ip_json(node, "addr")],
+        "programs": node.namespace.call(lambda: _attached(names)),
+        "pins": list(_pins(node, names)),
+        **{what: _listing(node, command) for what, command in _LISTINGS.items()},
+    }
+
+
+def _listing(node: Node, command: str) -> list[str]:
+    lines = node.namespace.run(*command.split()).stdout.splitlines()
+    return [re.sub(r" refcnt \d+", "", line.strip()) for line in lines if line.strip()]
+
+
+_LISTINGS = {
+    "routes": "ip route show table all",
+    "policy rules": "ip rule",
+    "nexthops": "ip nexthop",
+    "neighbours": "ip neigh show nud permanent",
+    "forwarding entries": "bridge fdb show state permanent",
+    "packet filter": "nft -s list ruleset",
+    "queueing disciplines": "tc qdisc show",
+}
+_DETAILS = ("id", "local", "link", "port", "learning", "gbp", "type", "mode", "ttl")
+"""What of a tunnel device's own attributes is compared; `type` is a TUN's, `mode` is ipip's."""
+
+
+def _device_line(link: dict[str, Any]) -> str:
+    info = link.get("linkinfo", {})
+    kind = info.get("info_kind", "")
+    data = {} if kind == "bridge" else info.get("info_data", {})
+    return json.dumps(
+        {
+            **{name: link.get(name) for name in ("ifname", "address", "mtu", "master", "ifalias")},
+            "kind": kind,
+            "up": "UP" in link["flags"],
+            "details": {name: data[name] for name in _DETAILS if name in data},
+            "addresses": [(a["local"], a["prefixlen"], a["scope"]) for a in link["addr_info"]],
+        }
+    )
+
+
+def _attached(names: dict[int, str]) -> list[str]:
+    """Return every program on a hook of the calling thread's namespace, whoever put it there."""
+    return [
+        f"{name} {hook} {program}"
+        for ifindex, name in names.items()
+        for hook in HOOKS
+        for program in programs_on(ifindex, hook)
+    ]
+
+
+def _pins(node: Node, names: dict[int, str]) -> Iterator[str]:
+    for path in node.bpf_dir.rglob("*/*"):  # what is right below is the kernel's own
+        relative = str(path.relative_to(node.bpf_dir))
+        yield re.sub(r"links/(\d+)-", lambda found: f"links/{names.get(int(found[1]))}-", relative)
+
+
+def difference(got: NodeState, expected: NodeState) -> dict[str, list[str]]:
+    """Return by kind the lines that one of two states has more often, with + and -."""
+    found = {what: _differing(got[what], expected[what]) for what in expected}
+    return {what: lines for what, lines in found.items() if lines}
+
+
+def _differing(got: list[str], expected: list[str]) -> list[str]:
+    more, less = Counter(got) - Counter(expected), Counter(expected) - Counter(got)
+    return [f"+ {line}" for line in more.elements()] + [f"- {line}" for line in less.elements()]

@@ -4,23 +4,27 @@ Addresses and routes are set by iproute2 as flannel's udp backend sets them; not
 the carrier and the proxy is our own code. Node 1 has 10.244.1.0/24, node 2 has 10.244.2.0/24.
 """
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 from itertools import count
 from typing import Literal
 
-from kersey_control.carriers import IpipCarrier, UdpCarrier
+from kersey_control.carriers import Carrier, IpipCarrier, UdpCarrier
 from kersey_control.node_table import NodeTable
 from kersey_control.options import SpoofCheck
 from kersey_control.peer import Peer, Via
 from kersey_control.proxy import Proxy
 from kersey_control.tun import Tun
-from testbed import Namespace
+from testbed import Capture, Namespace
 
 NETWORK = IPv4Network("10.244.0.0/16")
 DEVICE = "flannel0"
+MEGABYTES = 8
 Kind = Literal["udp", "ipip"]
 _labs = count(1)
 
@@ -34,7 +38,6 @@ class Node:
     pod: Namespace
     undo: ExitStack
     proxy: Proxy | None = None
-    tun: Tun | None = None
     gone: list[str] = field(default_factory=list)
 
     @property
@@ -48,6 +51,10 @@ class Node:
     @property
     def pod_address(self) -> IPv4Address:
         return self.subnet[2]
+
+    def pod_frames(self) -> Capture:
+        """Return a new capture on our side of the pod's veth."""
+        return Capture(self.namespace, "pod0")
 
     @property
     def running(self) -> Proxy:
@@ -68,7 +75,9 @@ class Node:
             f"address replace {self.subnet[0]}/32 dev {DEVICE}",
             f"link set {DEVICE} mtu {mtu} up",
             f"route replace {NETWORK} dev {DEVICE}",
+            f"link set pod0 mtu {mtu}",
         )
+        self.pod.ip(f"link set eth0 mtu {mtu}")
 
     def carrier(self, kind: Kind, *, merge: bool = False) -> UdpCarrier | IpipCarrier:
         make: Callable[[], UdpCarrier | IpipCarrier] = (
@@ -82,8 +91,7 @@ class Node:
 
     def start(
         self,
-        peers: list[Peer],
-        *,
+        *peers: Peer,
         kind: Kind = "udp",
         merge: bool = False,
         check: SpoofCheck = SpoofCheck.DROP,
@@ -92,21 +100,24 @@ class Node:
         """Hold the device and pump."""
         tun = self.hold()
         self.set_up_device(mtu=mtu)
-        carrier = self.carrier(kind, merge=merge)
-        proxy = self.namespace.call(
+        return self.pump(tun, self.carrier(kind, merge=merge), *peers, check=check)
+
+    def pump(
+        self, tun: Tun, carrier: Carrier, *peers: Peer, check: SpoofCheck = SpoofCheck.DROP
+    ) -> Proxy:
+        """Pump between what is there already."""
+        self.proxy = self.namespace.call(
             lambda: Proxy(
                 tun,
                 carrier,
                 table=NodeTable.of(peers, network=NETWORK),
                 address=self.subnet[0],
-                hops=1 if kind == "udp" else 0,
+                hops=0 if isinstance(carrier, IpipCarrier) else 1,
                 check=check,
                 on_gone=lambda: self.gone.append(DEVICE),
             )
         )
-        self.undo.enter_context(proxy)
-        self.tun, self.proxy = tun, proxy
-        return proxy
+        return self.undo.enter_context(self.proxy)
 
     def stop(self) -> None:
         """Let go of everything, as the end of a process would; the device stays."""
@@ -147,3 +158,37 @@ def _make(undo: ExitStack, lab: str, number: int) -> Node:
         f"route add default via {node.subnet[1]}",
     )
     return node
+
+
+def udp_socket(namespace: Namespace, port: int = 0) -> socket.socket:
+    made = namespace.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    made.settimeout(5)
+    made.bind(("", port))
+    return made
+
+
+def send_all(client: socket.socket, data: bytes) -> None:
+    client.sendall(data)
+    client.shutdown(socket.SHUT_WR)
+
+
+def transfer(source: Node, destination: Node) -> None:
+    """Send megabytes through one TCP connection and compare their hash at the far end."""
+    data = bytes(range(251)) * (MEGABYTES * (1 << 20) // 251)
+    with (
+        destination.pod.call(lambda: socket.create_server(("", 5001))) as server,
+        source.pod.call(
+            lambda: socket.create_connection((str(destination.pod_address), 5001), 5)
+        ) as client,
+    ):
+        accepted, _ = server.accept()
+        with accepted:
+            accepted.settimeout(20)
+            client.settimeout(20)
+            sender = threading.Thread(target=send_all, args=(client, data))
+            sender.start()
+            found = sha256()
+            while part := accepted.recv(1 << 20):
+                found.update(part)
+            sender.join()
+    assert found.hexdigest() == sha256(data).hexdigest()

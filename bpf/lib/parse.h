@@ -84,6 +84,12 @@ static __always_inline bool fits(const struct __sk_buff *skb,
 	return packet->total_len <= mtu;
 }
 
+/* Of a packet that has nothing in front to say what it is. */
+static __always_inline __be16 ethertype_of(const struct ipv4 *ip)
+{
+	return ip->version_ihl >> 4 == 4 ? ETHERTYPE_IPV4 : ETHERTYPE_IPV6;
+}
+
 static __always_inline bool same_mac(const u8 *a, const u8 *b)
 {
 	const u16 *x = (const void *)a, *y = (const void *)b;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * All that is ever written into a packet: the tunnel's headers put on and
- * taken off. Each function prepares everything before its first change, which
- * is the one that can be refused: then the packet is as it was. No maps.
+ * taken off, or a router's hop alone. Each function prepares everything before
+ * its first change, which is the one that can be refused: then the packet is
+ * as it was. No maps.
  */
 #pragma once
 #include "csum.h"
@@ -57,10 +58,31 @@ static __always_inline void take_hops(struct ipv4 *ip, int hops)
 		decrement_ttl(ip);
 }
 
+/* An inner packet's headers up to where nothing changes, and its hops taken. */
+static __always_inline void tunnel_prepare(struct tunnel_headers *headers,
+					   const struct peer *peer,
+					   const struct ipv4 *inner, int hops,
+					   __be16 source_port, u16 id)
+{
+	u32 sum = peer->partial_sum;
+
+	__builtin_memcpy(headers, peer->template, TUNNEL_TEMPLATE);
+	__builtin_memcpy(&headers->body.inner_ip, inner, REWRITTEN);
+	take_hops(&headers->body.inner_ip, hops);
+	headers->ip.tos = outer_ecn(inner->tos) & TUNNEL_ECN;
+	headers->ip.total_len =
+		be16((u16)(host16(inner->total_len) + TUNNEL_ROOM));
+	headers->ip.id = be16(id);
+	sum += tunnel_fill(&headers->ip, &headers->body, source_port);
+	/* TOS is the second byte of its word in memory. */
+	headers->ip.check = csum_fold(sum + (headers->ip.tos << 8) +
+				      headers->ip.total_len + headers->ip.id);
+}
+
 /*
- * Puts the headers on and takes the tunnel's hops from the inner TTL. False:
- * the kernel refused (a packet that is a tunnel's already, GSO of another
- * kind).
+ * Puts the headers on and takes the hops of a whole end of the tunnel from the
+ * inner TTL. False: the kernel refused (a packet that is a tunnel's already,
+ * GSO of another kind).
  *
  * bpf_skb_store_bytes and not direct writes: those make the kernel unshare
  * the head of every packet that enters the program, written or not.
@@ -72,23 +94,11 @@ static __always_inline bool tunnel_push(struct __sk_buff *skb,
 	const struct ethernet *ethernet = (void *)(long)skb->data;
 	const struct ipv4 *inner = (const void *)(ethernet + 1);
 	struct tunnel_headers headers __attribute__((aligned(8)));
-	u32 sum;
 
-	if ((const void *)(inner + 1) > (void *)(long)skb->data_end)
+	if (!TUNNEL_ROOM ||
+	    (const void *)(inner + 1) > (void *)(long)skb->data_end)
 		return false;
-	__builtin_memcpy(&headers, peer->template, TUNNEL_TEMPLATE);
-	__builtin_memcpy(&headers.body.inner_ip, inner, REWRITTEN);
-	take_hops(&headers.body.inner_ip, TUNNEL_HOPS);
-	headers.ip.tos = outer_ecn(inner->tos);
-	headers.ip.total_len =
-		be16((u16)(host16(inner->total_len) + TUNNEL_ROOM));
-	headers.ip.id = be16(id);
-	sum = peer->partial_sum +
-	      tunnel_fill(&headers.ip, &headers.body, source_port);
-	/* TOS is the second byte of its word in memory. */
-	headers.ip.check = csum_fold(sum + (headers.ip.tos << 8) +
-				     headers.ip.total_len + headers.ip.id);
-
+	tunnel_prepare(&headers, peer, inner, TUNNEL_HOPS, source_port, id);
 	if (bpf_skb_adjust_room(skb, TUNNEL_ROOM, BPF_ADJ_ROOM_MAC,
 				TUNNEL_PUSH_FLAGS))
 		return false;
@@ -97,11 +107,67 @@ static __always_inline bool tunnel_push(struct __sk_buff *skb,
 	return true;
 }
 
+enum pushed {
+	PUSH_DONE,
+	PUSH_REFUSED,
+	PUSH_BROKEN, /* no memory, half way: it can only be dropped */
+};
+
+/*
+ * The same for a packet without an Ethernet header, which gets one, that a
+ * router has taken its hop from.
+ */
+static __always_inline enum pushed tunnel_push_bare(struct __sk_buff *skb,
+						    const struct peer *peer,
+						    u16 id)
+{
+	const struct ipv4 *inner = (void *)(long)skb->data;
+	struct tunnel_headers headers __attribute__((aligned(8)));
+
+	if (!TUNNEL_ROOM ||
+	    (const void *)(inner + 1) > (void *)(long)skb->data_end)
+		return PUSH_REFUSED;
+	tunnel_prepare(&headers, peer, inner, TUNNEL_HOPS - 1, 0, id);
+	/* First what may be refused without harm; MAC: nothing is in front. */
+	if (bpf_skb_adjust_room(skb, TUNNEL_ROOM, BPF_ADJ_ROOM_MAC,
+				TUNNEL_PUSH_FLAGS))
+		return PUSH_REFUSED;
+	if (bpf_skb_change_head(skb, sizeof(struct ethernet), 0) ||
+	    bpf_skb_store_bytes(skb, 0, &headers, TUNNEL_TEMPLATE + REWRITTEN,
+				0))
+		return PUSH_BROKEN;
+	return PUSH_DONE;
+}
+
 /* An Ethernet header, and that part of an IPv4 header which changes. */
 struct front {
 	struct ethernet ethernet;
 	struct ipv4 ip;
 } __attribute__((packed, aligned(2)));
+
+/*
+ * What tells a packet that this node sends fast to a direct peer from one that
+ * its stack sends, at the uplink's egress, where both pass. A pod that manages
+ * to set it itself keeps its own packets from being witnesses.
+ */
+#define SENT_FAST 0x4b52
+
+/* Takes a hop from a packet that leaves without a tunnel. False: refused. */
+static __always_inline bool plain_push(struct __sk_buff *skb)
+{
+	const struct front *front = (void *)(long)skb->data;
+	struct ipv4 ip;
+
+	if ((const void *)(front + 1) > (void *)(long)skb->data_end)
+		return false;
+	__builtin_memcpy(&ip, &front->ip, REWRITTEN);
+	take_hops(&ip, 1);
+	if (bpf_skb_store_bytes(skb, offsetof(struct front, ip), &ip, REWRITTEN,
+				0))
+		return false;
+	skb->tc_index = SENT_FAST;
+	return true;
+}
 
 static __always_inline void fill_front(struct front *front,
 				       const struct flow *flow,
@@ -114,9 +180,19 @@ static __always_inline void fill_front(struct front *front,
 	take_hops(&front->ip, hops);
 }
 
+static __always_inline bool take_room(struct __sk_buff *skb)
+{
+	if (bpf_skb_adjust_room(skb, -(s32)TUNNEL_ROOM, BPF_ADJ_ROOM_MAC,
+				TUNNEL_POP_FLAGS))
+		return false;
+	if (TUNNEL_CSUM_LEVELS) /* that level is gone now (5.8) */
+		bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	return true;
+}
+
 /*
  * Takes the headers off, puts the Ethernet header of an admitted flow in front
- * and takes the tunnel's hops from the TTL. False: refused.
+ * and takes the hops of a whole end of the tunnel from the TTL. False: refused.
  */
 static __always_inline bool tunnel_pop(struct __sk_buff *skb,
 				       const struct flow *flow)
@@ -127,12 +203,8 @@ static __always_inline bool tunnel_pop(struct __sk_buff *skb,
 	if ((const void *)(headers + 1) > (void *)(long)skb->data_end)
 		return false;
 	fill_front(&front, flow, &headers->body.inner_ip, TUNNEL_HOPS);
-
-	if (bpf_skb_adjust_room(skb, -(s32)TUNNEL_ROOM, BPF_ADJ_ROOM_MAC,
-				TUNNEL_POP_FLAGS))
+	if (!take_room(skb))
 		return false;
-	if (TUNNEL_CSUM_LEVELS) /* that level is gone now (5.8) */
-		bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
 	/*
 	 * A direct write, unlike on the way out: what comes from a NIC is not
 	 * shared, so that the kernel's copy before the program costs nothing.
@@ -140,6 +212,42 @@ static __always_inline bool tunnel_pop(struct __sk_buff *skb,
 	into = (void *)(long)skb->data;
 	if ((void *)(into + 1) > (void *)(long)skb->data_end)
 		return true; /* never: it was linear before */
+	__builtin_memcpy(into, &front, sizeof(struct ethernet) + REWRITTEN);
+	return true;
+}
+
+/*
+ * Takes the headers off for a router that will take its hop; of the Ethernet
+ * header nothing is right but its length. False: refused.
+ */
+static __always_inline bool tunnel_strip(struct __sk_buff *skb)
+{
+	const struct tunnel_headers *headers = (void *)(long)skb->data;
+	struct front *into;
+	struct ipv4 ip;
+
+	if ((const void *)(headers + 1) > (void *)(long)skb->data_end)
+		return false;
+	__builtin_memcpy(&ip, &headers->body.inner_ip, REWRITTEN);
+	take_hops(&ip, TUNNEL_HOPS - 1);
+	if (!take_room(skb))
+		return false;
+	into = (void *)(long)skb->data;
+	if ((void *)(into + 1) > (void *)(long)skb->data_end)
+		return true; /* never: it was linear before */
+	__builtin_memcpy(&into->ip, &ip, REWRITTEN);
+	return true;
+}
+
+/* The same for a packet that came without a tunnel. */
+static __always_inline bool plain_pop(struct __sk_buff *skb,
+				      const struct flow *flow)
+{
+	struct front front, *into = (void *)(long)skb->data;
+
+	if ((void *)(into + 1) > (void *)(long)skb->data_end)
+		return false;
+	fill_front(&front, flow, &into->ip, 1);
 	__builtin_memcpy(into, &front, sizeof(struct ethernet) + REWRITTEN);
 	return true;
 }

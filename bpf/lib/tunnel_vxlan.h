@@ -29,6 +29,9 @@ _Static_assert(TUNNEL_ROOM == 50, "RFC 7348 over IPv4");
 #define TUNNEL_HEAD sizeof(struct udp)
 
 /* What each end takes from the inner TTL: the router's hop. */
+/* Which bits of the inner TOS go outside. */
+#define TUNNEL_ECN ECN_MASK
+
 #define TUNNEL_HOPS 1
 
 /* Bytes in front of the IPv4 header at the hooks of the overlay device. */
@@ -48,6 +51,16 @@ _Static_assert(TUNNEL_ROOM == 50, "RFC 7348 over IPv4");
  * checksum zero.
  */
 #define TUNNEL_CSUM_LEVELS 1
+
+/*
+ * Whether UDP segments that are still one packet (UDP_SEGMENT of a pod, or
+ * merged by a NIC) may go in and come out. Taking the headers off leaves the
+ * mark of a UDP tunnel on such a packet, and the pod that has to segment it
+ * loses it (6.18; TCP is not segmented by who receives it). The kernel's
+ * own device removes the mark.
+ */
+#define TUNNEL_SENDS_DATAGRAMS 1
+#define TUNNEL_TAKES_DATAGRAMS 0
 
 static __always_inline bool tunnel_is_protocol(u8 protocol)
 {
@@ -84,6 +97,15 @@ tunnel_is_for_device(const struct config *config,
 		     const struct tunnel_body *body)
 {
 	return same_mac(body->inner_ethernet.dst, config->vtep_mac);
+}
+
+/* Whether a packet in the overlay device goes to the peer's. */
+static __always_inline bool tunnel_leads_to(const struct peer *peer,
+					    const void *packet)
+{
+	const struct ethernet *ethernet = packet;
+
+	return same_mac(peer->vtep_mac, ethernet->dst);
 }
 
 static __always_inline bool

@@ -237,7 +237,9 @@ class Agent:
             else:
                 self._notice(message, running)
         if events:
+            began = time.monotonic()
             self._take_events(events)
+            self._status.reconciles.observe("events", time.monotonic() - began)
         for task in self._schedule.take(time.monotonic()):
             self._do(task)
 
@@ -305,6 +307,7 @@ class Agent:
             case Task.RETRY if self._overlay is not None:
                 self._overlay.peers.retry_due(now)
                 self._schedule_retry(self._overlay)
+        self._status.reconciles.observe(task, time.monotonic() - now)
 
     # Our own lease
 
@@ -410,11 +413,13 @@ class Agent:
             case Lost(reason):
                 status.store_losses += 1
                 status.store_connected, status.store_trouble = False, reason
+                status.store_lost_at = time.monotonic()
                 logger.warning(
                     "lease store lost, forwarding goes on with what is known",
                     extra={"reason": reason},
                 )
             case Restored():
+                status.store_reconnects += 1
                 status.store_connected, status.store_trouble = True, ""
                 logger.info("lease store answers again")
             case Changed() | Removed():
@@ -555,7 +560,6 @@ class Agent:
         self._schedule.by(Task.REPAIR, time.monotonic() + REPAIR_RETRY)
 
     def _count_repairs(self, result: AuditResult) -> None:
-        self._status.netlink_errors += len(result.failures)
         if not result.repairs:
             return
         done: Counter[str] = Counter()

@@ -103,6 +103,11 @@ class _Socket:
         self._resources = contextlib.ExitStack()
         try:
             self._socket = self._open(port, kind, protocol)
+            # Made now, since the thread that asks later may be in another network namespace.
+            self._asker = self._resources.enter_context(
+                socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            )
+            self._asker.bind((self._address, 0))
         except OSError as error:
             self.close()
             name = errno.errorcode.get(error.errno or 0, "")
@@ -139,10 +144,8 @@ class _Socket:
 
     def mtu_to(self, node: int) -> int:
         """Return the length of the longest inner packet that the way to a node takes."""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
-            asker.bind((self._address, 0))
-            asker.connect((_text(node), UDP_PORT))  # any port: nothing is sent
-            return asker.getsockopt(socket.IPPROTO_IP, _IP_MTU) - self.overhead
+        self._asker.connect((_text(node), UDP_PORT))  # any port: nothing is sent
+        return self._asker.getsockopt(socket.IPPROTO_IP, _IP_MTU) - self.overhead
 
 
 class UdpCarrier(_Socket):
@@ -230,6 +233,7 @@ class IpipCarrier(_Socket):
     def __init__(self, address: IPv4Address) -> None:
         super().__init__(address, 0, socket.SOCK_RAW, socket.IPPROTO_IPIP)
         self._source = int(address)
+        self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
         self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
 
     def send(self, packets: memoryview, *, size: int, node: int, ecn: int) -> None:
@@ -248,12 +252,11 @@ class IpipCarrier(_Socket):
             (socket.IPPROTO_IP, socket.IP_TTL, _INT.pack(packet[8])),
             (socket.IPPROTO_IP, socket.IP_TOS, _INT.pack(ecn)),
         ]
-        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
-        with socket.socket(socket.AF_INET, kind, socket.IPPROTO_IPIP) as plain:
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # it hears, and never reads
-            plain.bind((self._address, 0))
-            plain.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
-            plain.sendmsg([packet], notes, 0, (_text(node), 0))
+        self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 0)
+        try:
+            self._socket.sendmsg([packet], notes, 0, (_text(node), 0))
+        finally:
+            self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
 
     def receive(self, room: memoryview) -> Arrival | None:
         """Receive one packet and look behind its outer header; see Carrier."""

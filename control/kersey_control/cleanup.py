@@ -12,6 +12,7 @@ from pathlib import Path
 from kersey_loader.errors import LoaderError
 from kersey_loader.remove import detach_everything, remove_pins
 
+from kersey_control.cni import remove_cni_configs
 from kersey_control.errors import KernelError
 from kersey_control.masquerade import remove_all_rules
 from kersey_control.netlink import Links
@@ -21,12 +22,20 @@ from kersey_control.rtnetlink import Rtnl
 
 
 def clean_node(
-    *, subnet_file: Path, state_dir: Path, bpf_dir: Path, links: Links, rtnl: Rtnl
+    *,
+    subnet_file: Path,
+    state_dir: Path,
+    bpf_dir: Path,
+    cni_conf_dir: Path,
+    links: Links,
+    rtnl: Rtnl,
 ) -> Iterator[str]:
     """Remove it all, yielding a line for each thing removed. Raises KernelError at what resists.
 
     The lease is not touched: it belongs to the store, and ends by itself within a day.
     """
+    for path in remove_cni_configs(cni_conf_dir):  # first: no new pods from here on
+        yield f"CNI configuration {path}"
     yield from _fast_path(bpf_dir)
     for link in links.owned():
         links.delete(link)

@@ -92,11 +92,9 @@ def serve(options: Options) -> None:
             )
         if options.metrics_port:
             # Here, so that only who is scraped pays for the exposition library's memory.
-            from kersey_control.metrics import MetricsServer  # noqa: PLC0415
+            from kersey_control.metrics.server import serve_metrics  # noqa: PLC0415
 
-            opened.enter_context(
-                MetricsServer(status=status, address=options.metrics_ip, port=options.metrics_port)
-            )
+            opened.enter_context(serve_metrics(status, options))
         opened.enter_context(
             StatusSocket(status, options.state_dir, _told(options), partial(_flush, inbox))
         )

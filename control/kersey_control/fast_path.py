@@ -6,7 +6,7 @@ Whether there is a fast path at all is decided once, at start, with a reason.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
 from kersey_loader.errors import LoaderError
 from kersey_loader.layout import Admission, SpoofCheck
+from kersey_loader.occupancy import measure
 from kersey_loader.probe import probe
 from kersey_loader.tunnel import TunnelKind
 
@@ -125,8 +126,11 @@ class FastPath:
         self._pod_mtu: int | None = None
         self._entries: dict[IPv4Network, PeerEntry] = {}
         self._unfit: set[IPv4Network] = set()
+        self._served: frozenset[int] = frozenset()
+        self._shaped: Mapping[int, str] = {}
         self._troubles: dict[str, str] = {}
-        status.verdicts = self._verdicts
+        status.verdicts, status.traffic = self._verdicts, datapath.traffic_sums
+        status.occupancy = partial(measure, datapath)
 
     def settle(self, *, subnet: IPv4Network, uplink: Uplink) -> None:
         """Take part with this subnet and uplink; cheap when nothing changed."""
@@ -169,11 +173,16 @@ class FastPath:
         if found.mtu != self._pod_mtu:
             self._pod_mtu = found.mtu
             self._attempt("configure", self._configure)
+        if found.shaped != self._shaped:
+            self._shaped = found.shaped
+            logger.info("pod ports left to the stack", extra={"shaped": dict(found.shaped)})
         known = self._datapath.pod_ports()
-        for ifindex in known - found.ports:
+        # The kernel itself takes a deleted device out of that map, but not its links and endpoints.
+        for ifindex in (known | self._served) - found.ports:
             self._attempt(f"pod port {ifindex}", partial(self._datapath.remove_pod_port, ifindex))
         for ifindex in found.ports - known:
             self._attempt(f"pod port {ifindex}", partial(self._datapath.put_pod_port, ifindex))
+        self._served = found.ports
         self._troubles = {
             step: why
             for step, why in self._troubles.items()
@@ -192,8 +201,9 @@ class FastPath:
         self._attempt("settle", self._datapath.settle)
 
     def retire_old(self) -> None:
-        """Remove the pins of other versions, once everything is attached anew."""
+        """Remove pins of other versions and of gone devices, once everything is attached anew."""
         self._attempt("retire", self._datapath.retire_old)
+        self._attempt("leftover links", self._datapath.attachments)
 
     def _verdicts(self) -> dict[tuple[str, str], int]:
         return {

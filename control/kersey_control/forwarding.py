@@ -107,6 +107,8 @@ class Forwarding:
         self._refused: dict[IPv4Network, str] = {}
         self._failing: dict[IPv4Network, _Retry] = {}
         self._sweep: _Retry | None = None  # a removal failed: audit again
+        self.refusals = 0
+        """Requests that the kernel refused so far."""
 
     @property
     def desired(self) -> Mapping[Key, KernelObject]:
@@ -318,6 +320,7 @@ class Forwarding:
         self, attempted: Iterable[IPv4Network], failures: tuple[Failure, ...], now: float
     ) -> None:
         """Note for each peer that was tried whether it is programmed now, and when to retry."""
+        self.refusals += len(failures)
         wrong = {key_of(failure.obj): failure for failure in failures}
         failed: dict[IPv4Network, str] = {}
         for subnet in attempted if wrong else ():

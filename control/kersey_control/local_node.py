@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 from kersey_control.backends.base import Backend
+from kersey_control.cni import CniConfig, first_config, write_cni_config
 from kersey_control.errors import KernelError
 from kersey_control.masquerade import Rules, open_rules
 from kersey_control.netconfig import NetworkConfig
@@ -60,6 +61,7 @@ class LocalNode:
         self._attempt("address", lambda: self._backend.assign(subnet))
         self.check_rules()
         self._attempt("subnet file", self._write_subnet_file)
+        self._attempt("CNI configuration", self._write_cni_config)
 
     def check_device(self, uplink: Uplink) -> None:
         """Put the device, its address and subnet.env right. Raises KernelError without a device."""
@@ -68,6 +70,7 @@ class LocalNode:
         if self._place is not None:
             self._backend.assign(self._place.subnet)
             self._attempt("subnet file", self._write_subnet_file)
+            self._attempt("CNI configuration", self._write_cni_config)
 
     def check_rules(self) -> None:
         """Put the rules and, where asked for, the blackhole route right."""
@@ -140,3 +143,22 @@ class LocalNode:
                 "subnet file written",
                 extra={"path": str(self._options.subnet_file), "mtu": content.mtu},
             )
+
+    def _write_cni_config(self) -> None:
+        folder = self._options.cni_conf_dir
+        if self._place is None or folder is None:
+            return
+        path = folder / self._options.cni_conf_name
+        content = CniConfig(
+            name=self._options.cni_network,
+            network=self._config.network,
+            subnet=self._place.subnet,
+            mtu=self._backend.mtu,
+            mode=self._options.cni_mode,
+            bandwidth=self._options.cni_bandwidth,
+        )
+        if not write_cni_config(path, content):
+            return
+        logger.info("CNI configuration written", extra={"path": str(path), "mtu": content.mtu})
+        if (first := first_config(folder)) != path:
+            logger.warning("runtimes take another CNI configuration", extra={"path": str(first)})

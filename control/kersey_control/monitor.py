@@ -1,8 +1,9 @@
 """Hear what changes in the kernel, and tell apart what contradicts us from what we did ourselves.
 
-Promises that no change of devices, addresses, routes, neighbours, forwarding entries or nexthops
-passes unnoticed: a change is reported, or `OVERFLOW` says that some were lost and everything must
-be read again. It never changes anything, and never calls back after `close`.
+Promises that no change of devices, addresses, routes, neighbours, forwarding entries, nexthops,
+queueing disciplines or filters passes unnoticed: a change is reported, or `OVERFLOW` says that some
+were lost and everything must be read again. It never changes anything, and never calls back after
+`close`. The kernel says nothing when a program is detached from a TCX hook.
 """
 
 import contextlib
@@ -15,10 +16,12 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from threading import Thread
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
+from kersey_control.devices import parse_filter, parse_qdisc
 from kersey_control.reconcile import KernelObject, Key
 from kersey_control.rtnetlink import (
     RTM_DELNEIGH,
@@ -35,9 +38,12 @@ logger = logging.getLogger(__name__)
 
 _RTM_NEWLINK, _RTM_DELLINK = 16, 17
 _RTM_NEWADDR, _RTM_DELADDR = 20, 21
+_RTM_NEWQDISC, _RTM_DELQDISC = 36, 37
+_RTM_NEWTFILTER, _RTM_DELTFILTER = 44, 45
+_CLSACT = "clsact"
 _IFLA_IFNAME = 3
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
-_GROUPS = (1, 3, 5, 7, 32)  # link, neighbour, IPv4 address, IPv4 route, nexthop
+_GROUPS = (1, 3, 4, 5, 7, 32)  # link, neighbour, TC, IPv4 address, IPv4 route, nexthop
 _RECEIVE_BUFFER = 16 << 20
 
 _HEADER = struct.Struct("=IHHII")
@@ -47,11 +53,15 @@ _ATTRIBUTE = struct.Struct("=HH")
 
 
 class ChangeKind(StrEnum):
-    """What a change is about; OVERFLOW stands for any number of lost ones."""
+    """What a change is about; OVERFLOW stands for any number of lost ones.
+
+    QDISC is a queueing discipline or a filter: who shapes or filters a pod's packets has changed.
+    """
 
     LINK = "link"
     ADDRESS = "address"
     OBJECT = "object"
+    QDISC = "qdisc"
     OVERFLOW = "overflow"
 
 
@@ -59,7 +69,8 @@ class ChangeKind(StrEnum):
 class KernelChange:
     """One change. `name` is set for links; `key` and `obj` for the objects of `reconcile`.
 
-    `obj` is None for what cannot be ours. `ifindex` is 0 where the kernel named none.
+    `obj` is None for what cannot be ours. `ifindex` is 0 where the kernel named none. `ours` is set
+    where a filter of ours, or the clsact that could hold one, went.
     """
 
     kind: ChangeKind
@@ -68,6 +79,7 @@ class KernelChange:
     name: str = ""
     key: Key = ()
     obj: KernelObject | None = None
+    ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +100,8 @@ def is_relevant(
     """
     if change.kind is ChangeKind.OVERFLOW:
         return True
+    if change.kind is ChangeKind.QDISC:
+        return change.ours
     if change.kind is not ChangeKind.OBJECT:
         return change.ifindex in (watched.overlay, watched.uplink) or change.name in watched.names
     wanted = desired.get(change.key)
@@ -181,28 +195,11 @@ def parse_changes(data: bytes, own_ports: frozenset[int]) -> list[KernelChange]:
 
 
 def _parse_change(kind: int, payload: bytes) -> KernelChange | None:
-    if kind in (_RTM_NEWLINK, _RTM_DELLINK):
-        return _parse_link(payload, gone=kind == _RTM_DELLINK)
-    if kind in (_RTM_NEWADDR, _RTM_DELADDR):
-        ifindex = _IFADDR.unpack_from(payload)[-1]
-        return KernelChange(ChangeKind.ADDRESS, ifindex=ifindex, gone=kind == _RTM_DELADDR)
-    if kind not in _OBJECT_KINDS:
-        return None
-    observed = parse(kind, payload)
-    if observed is None:
-        return None
-    return KernelChange(
-        ChangeKind.OBJECT,
-        ifindex=observed.ifindex,
-        gone=kind in (RTM_DELROUTE, RTM_DELNEIGH, RTM_DELNEXTHOP),
-        key=observed.key,
-        obj=observed.obj,
-    )
-
-
-_OBJECT_KINDS = frozenset(
-    (RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEIGH, RTM_DELNEIGH, RTM_NEWNEXTHOP, RTM_DELNEXTHOP)
-)
+    parser = _COMING.get(kind)
+    if parser is not None:
+        return parser(payload, gone=False)
+    parser = _GOING.get(kind)
+    return None if parser is None else parser(payload, gone=True)
 
 
 def _parse_link(payload: bytes, *, gone: bool) -> KernelChange | None:
@@ -210,6 +207,57 @@ def _parse_link(payload: bytes, *, gone: bool) -> KernelChange | None:
     if family != socket.AF_UNSPEC:
         return None  # a bridge port's state, not the device's
     return KernelChange(ChangeKind.LINK, ifindex=ifindex, gone=gone, name=_link_name(payload))
+
+
+def _parse_address(payload: bytes, *, gone: bool) -> KernelChange:
+    ifindex = _IFADDR.unpack_from(payload)[-1]
+    return KernelChange(ChangeKind.ADDRESS, ifindex=ifindex, gone=gone)
+
+
+def _parse_qdisc(payload: bytes, *, gone: bool) -> KernelChange | None:
+    """Return None for a new clsact: it does nothing before it has a filter."""
+    qdisc = parse_qdisc(payload)
+    is_clsact = qdisc.kind == _CLSACT
+    if is_clsact and not gone:
+        return None
+    return KernelChange(ChangeKind.QDISC, ifindex=qdisc.ifindex, gone=gone, ours=is_clsact)
+
+
+def _parse_filter(payload: bytes, *, gone: bool) -> KernelChange | None:
+    """Return None for a filter of ours that comes, or takes the place of ours."""
+    found = parse_filter(payload)
+    if found.is_ours and not gone:
+        return None
+    return KernelChange(ChangeKind.QDISC, ifindex=found.ifindex, gone=gone, ours=found.is_ours)
+
+
+def _parse_object(kind: int, payload: bytes, *, gone: bool) -> KernelChange | None:
+    observed = parse(kind, payload)
+    if observed is None:
+        return None
+    return KernelChange(
+        ChangeKind.OBJECT, ifindex=observed.ifindex, gone=gone, key=observed.key, obj=observed.obj
+    )
+
+
+class _Parser(Protocol):
+    def __call__(self, payload: bytes, *, gone: bool) -> KernelChange | None: ...
+
+
+_COMING: Mapping[int, _Parser] = {
+    _RTM_NEWLINK: _parse_link,
+    _RTM_NEWADDR: _parse_address,
+    _RTM_NEWQDISC: _parse_qdisc,
+    _RTM_NEWTFILTER: _parse_filter,
+    **{kind: partial(_parse_object, kind) for kind in (RTM_NEWROUTE, RTM_NEWNEIGH, RTM_NEWNEXTHOP)},
+}
+_GOING: Mapping[int, _Parser] = {
+    _RTM_DELLINK: _parse_link,
+    _RTM_DELADDR: _parse_address,
+    _RTM_DELQDISC: _parse_qdisc,
+    _RTM_DELTFILTER: _parse_filter,
+    **{kind: partial(_parse_object, kind) for kind in (RTM_DELROUTE, RTM_DELNEIGH, RTM_DELNEXTHOP)},
+}
 
 
 def _link_name(payload: bytes) -> str:

@@ -37,7 +37,10 @@ class NodeTable:
 
     @classmethod
     def of(cls, peers: Iterable[Peer], *, network: IPv4Network) -> Self:
-        """Return the table of these peers; of two with one subnet, the last one counts."""
+        """Return the table of these peers; of two with one subnet, the last one counts.
+
+        Our own lease is not among them: a packet for a pod that we do not have would come back.
+        """
         levels: dict[int, dict[int, int]] = {}
         for peer in peers:
             shift = 32 - peer.subnet.prefixlen

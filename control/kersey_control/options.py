@@ -64,6 +64,13 @@ class SpoofCheck(StrEnum):
     OFF = "off"
 
 
+class CniMode(StrEnum):
+    """How pods are connected to their node: ports of one bridge, or a route each."""
+
+    BRIDGE = "bridge"
+    ROUTED = "routed"
+
+
 class LogFormat(StrEnum):
     """How a log record is written."""
 
@@ -148,11 +155,20 @@ _PREFIX = Kind(_prefix, "a key prefix such as /coreos.com/network", "KEY")
 _NODE_ID = Kind(
     _checked(r"[A-Za-z0-9._-]{0,64}"), "up to 64 letters, digits, dots, dashes or underscores", "ID"
 )
+_CONFLIST = Kind(
+    _checked(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.conflist"), "a file name in .conflist", "NAME"
+)
+_CNI_NETWORK = Kind(
+    _checked(r"[A-Za-z0-9][A-Za-z0-9_.-]*"),  # the specification's own rule
+    "letters, digits, dots, dashes or underscores, the first a letter or digit",
+    "NAME",
+)
 _LOG_LEVEL = Kind(_optional(LogLevel), f"one of {', '.join(LogLevel)}", "|".join(LogLevel))
 
 _STORE = "Lease store"
 _UPLINK = "Uplink"
 _LEASE = "Lease and subnet file"
+_CNI = "CNI configuration (off unless --cni-conf-dir is given)"
 _DATAPATH = "Datapath"
 _RULES = "Masquerade and forward rules"
 _OBSERVE = "Health and metrics"
@@ -240,6 +256,43 @@ class Options(EtcdFlags):
         default="/run/kersey",
         group=_LEASE,
         help="where the daemon keeps what it must find again",
+        own=True,
+    )
+
+    cni_conf_dir: Path | None = flag(
+        _OPTIONAL_PATH,
+        default="",
+        group=_CNI,
+        help="where to write the container runtime's network configuration, mostly /etc/cni/net.d",
+        own=True,
+    )
+    cni_conf_name: str = flag(
+        _CONFLIST,
+        default="10-kersey.conflist",
+        group=_CNI,
+        help="name of the file; runtimes take the first one of the folder",
+        own=True,
+    )
+    cni_mode: CniMode = flag(
+        _choice(CniMode),
+        default="bridge",
+        group=_CNI,
+        help="pods as ports of the bridge cni0, or routed one by one (plugin ptp)",
+        own=True,
+    )
+    cni_network: str = flag(
+        _CNI_NETWORK,
+        default="cbr0",
+        group=_CNI,
+        help="name of the network; host-local keeps taken addresses by it, so it must be what it"
+        " was when living pods were added (cbr0 is flannel's)",
+        own=True,
+    )
+    cni_bandwidth: bool = flag(
+        BOOLEAN,
+        default="false",
+        group=_CNI,
+        help="have the plugin bandwidth limit pods that ask for it",
         own=True,
     )
 
@@ -334,6 +387,35 @@ class Options(EtcdFlags):
     metrics_port: int = flag(
         _PORT, default="0", group=_OBSERVE, help="port of /metrics; 0 is off", own=True
     )
+    metrics_peers: int = flag(
+        integer(0, 1 << 16),
+        default="100",
+        group=_OBSERVE,
+        help="peers with the most bytes that have metrics of their own; 0 is none, since a fleet"
+        " has peers by the square of its nodes",
+        own=True,
+    )
+    metrics_certfile: Path | None = flag(
+        _OPTIONAL_PATH,
+        default="",
+        group=_OBSERVE,
+        help="certificate, with which /metrics is served by TLS; read again when it changes",
+        own=True,
+    )
+    metrics_keyfile: Path | None = flag(
+        _OPTIONAL_PATH,
+        default="",
+        group=_OBSERVE,
+        help="private key of that certificate",
+        own=True,
+    )
+    metrics_cafile: Path | None = flag(
+        _OPTIONAL_PATH,
+        default="",
+        group=_OBSERVE,
+        help="certificate authority that must have signed a client's certificate",
+        own=True,
+    )
 
     log_format: LogFormat = flag(
         _choice(LogFormat),
@@ -406,6 +488,7 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
     if not options.version:
         _check_etcd(options)
         _check_daemon(options)
+        _check_metrics(options)
     return options
 
 
@@ -445,15 +528,10 @@ def help_text() -> str:
 
 
 def _check_etcd(options: EtcdFlags) -> None:
-    for given, missing, given_name, missing_name in (
-        (options.etcd_certfile, options.etcd_keyfile, "--etcd-certfile", "--etcd-keyfile"),
-        (options.etcd_keyfile, options.etcd_certfile, "--etcd-keyfile", "--etcd-certfile"),
-    ):
-        if given is not None and missing is None:
-            raise UsageError(
-                f"{given_name}: got {str(given)!r}, expected {missing_name} beside it, since a"
-                " client certificate is of no use without its key"
-            )
+    certificate = ("--etcd-certfile", options.etcd_certfile)
+    key = ("--etcd-keyfile", options.etcd_keyfile)
+    _check_beside(certificate, key, "a client certificate is of no use without its key")
+    _check_beside(key, certificate, "a client certificate is of no use without its key")
     if options.etcd_password and not options.etcd_username:
         raise UsageError(
             "--etcd-password: expected --etcd-username beside it, whose password it is"
@@ -472,6 +550,25 @@ def _check_daemon(options: Options) -> None:
                 f"--metrics-port: got {options.metrics_port}, expected another port than"
                 " --healthz-port, or another address"
             )
+
+
+def _check_metrics(options: Options) -> None:
+    certificate = ("--metrics-certfile", options.metrics_certfile)
+    key = ("--metrics-keyfile", options.metrics_keyfile)
+    clients = ("--metrics-cafile", options.metrics_cafile)
+    _check_beside(certificate, key, "a certificate is of no use without its key")
+    _check_beside(key, certificate, "a certificate is of no use without its key")
+    _check_beside(clients, certificate, "clients show a certificate only to a server that has one")
+
+
+def _check_beside(
+    given: tuple[str, Path | None], needed: tuple[str, Path | None], since: str
+) -> None:
+    """Refuse one path without the other; both are given with the names of their flags."""
+    if given[1] is not None and needed[1] is None:
+        raise UsageError(
+            f"{given[0]}: got {str(given[1])!r}, expected {needed[0]} beside it, since {since}"
+        )
 
 
 def _is_wildcard(text: str) -> bool:

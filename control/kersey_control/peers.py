@@ -104,6 +104,7 @@ class Peers:
         status.peers_programmed = conditions[Condition.PROGRAMMED]
         status.peers_desired = sum(conditions.values()) + len(self._refused)
         status.refused = refused
+        status.netlink_refusals = self._forwarding.refusals
         status.peers = tuple(states)
         status.leases = Counter(lease.backend_type or "udp" for lease in self._table.leases)
 

@@ -4,15 +4,27 @@ A pod port is a veth whose other end is in another network namespace, and which 
 bridge that has an address of our subnet (`bridge`), or carries a host route for an address of our
 subnet (`ptp`, routed pods). The reading is packed by hand, since it happens whenever a pod comes or
 goes, beside hundreds of others. Nothing here changes anything.
+
+A port whose packets somebody shapes or filters is set apart: the fast path would go past that. The
+CNI's bandwidth plugin puts a tbf on the port, and an ingress qdisc that leads to an ifb. A foreign
+program at a TCX hook is not seen: the order of programs there is its owner's to choose.
 """
 
 import socket
 import struct
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from kersey_control.devices import Device, read_devices
+from kersey_control.devices import (
+    Device,
+    Filter,
+    Hook,
+    Qdisc,
+    read_devices,
+    read_filters,
+    read_qdiscs,
+)
 from kersey_control.rtnetlink import Rtnl, attributes_of
 
 _RTM_GETADDR, _RTM_GETROUTE = 22, 26
@@ -24,14 +36,22 @@ _IFA_LOCAL = 2
 _RTA_DST, _RTA_OIF = 1, 4
 _TABLE_MAIN = 254
 
+_CLSACT = "clsact"
+_PLAIN_QUEUES = frozenset(("noqueue", "pfifo_fast", "fq_codel", "mq", _CLSACT))
+"""What a device has by itself or as the system's default; clsact only holds filters."""
+
 
 @dataclass(frozen=True, slots=True)
 class PodPorts:
-    """The pod ports and, where pods are bridged, their bridge; `mtu` is the smallest of all."""
+    """The pod ports and, where pods are bridged, their bridge; `mtu` is the smallest of all.
+
+    Those in `shaped`, with what shapes them, are left to the stack and not in `ports`.
+    """
 
     ports: frozenset[int]
     bridge: Device | None
     mtu: int | None
+    shaped: Mapping[int, str] = field(default_factory=dict)
 
 
 def find_pod_ports(
@@ -65,12 +85,45 @@ def read_pod_ports(
     """Return the pod ports of this namespace for our subnet. Raises KernelError."""
     devices = read_devices(rtnl)
     unbridged = any(_is_pod_end(each) and not each.master for each in devices)
-    return find_pod_ports(
+    found = find_pod_ports(
         devices,
         bridges=frozenset(_holders(rtnl, subnet)) - {overlay},
         routed=frozenset(_routed(rtnl, subnet)) if unbridged else frozenset(),
         uplink=uplink,
     )
+    bridge = found.bridge.ifindex if found.bridge else None
+    past = {ifindex for ifindex in (overlay, bridge) if ifindex is not None}
+    return set_apart_shaped(found, shapers=_read_shapers(rtnl, found.ports | past), past=past)
+
+
+def set_apart_shaped(
+    found: PodPorts, *, shapers: Mapping[int, str], past: Collection[int]
+) -> PodPorts:
+    """Return the pod ports with the shaped ones apart.
+
+    `shapers` says by ifindex what shapes a device; `past` are the devices that the fast path of
+    every port goes past, so that one of them that is shaped leaves no port.
+    """
+    common = next((shapers[each] for each in sorted(past) if each in shapers), None)
+    shaped = {port: reason for port in found.ports if (reason := shapers.get(port) or common)}
+    return replace(found, ports=found.ports - shaped.keys(), shaped=shaped)
+
+
+def find_shapers(qdiscs: Iterable[Qdisc], filters: Iterable[Filter]) -> dict[int, str]:
+    """Return what shapes or filters packets of a device, by ifindex, in words."""
+    shapers = {each.ifindex: f"filter {each.kind}" for each in filters if not each.is_ours}
+    queues = (each for each in qdiscs if each.kind not in _PLAIN_QUEUES)
+    return shapers | {each.ifindex: f"qdisc {each.kind}" for each in queues}
+
+
+def _read_shapers(rtnl: Rtnl, among: Collection[int]) -> dict[int, str]:
+    """Ask for filters only where there can be some: that takes two dumps for each device."""
+    qdiscs = [each for each in read_qdiscs(rtnl) if each.ifindex in among]
+    holders = [each.ifindex for each in qdiscs if each.kind == _CLSACT]
+    filters = (
+        each for holder in holders for hook in Hook for each in read_filters(rtnl, holder, hook)
+    )
+    return find_shapers(qdiscs, filters)
 
 
 def _is_bridge(device: Device) -> bool:

@@ -7,6 +7,7 @@ threads their share of the interpreter. It changes no device, route or rule.
 import logging
 import os
 import select
+import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,6 +26,33 @@ logger = logging.getLogger(__name__)
 
 _PAUSE = 0.0001
 _AFTER_FAILURE = 0.1  # seconds
+
+
+class _IcmpSender:
+    """A socket for whole IPv4 packets that only sends.
+
+    Written into the TUN device, an ICMP error would be dropped as a martian, since its source is an
+    address of this host.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+
+    def send(self, packet: bytes) -> None:
+        self._socket.sendto(packet, (socket.inet_ntoa(packet[16:20]), 0))
 
 
 class Proxy:
@@ -52,8 +80,8 @@ class Proxy:
         self._tally = Tally()
         self._on_gone = on_gone
         self._resources = ExitStack()
-        answers = Answers(address, self._tally, time.monotonic)
-        self._resources.callback(answers.socket.close)
+        sender = self._resources.enter_context(_IcmpSender())
+        answers = Answers(address, self._tally, send=sender.send, clock=time.monotonic)
         ends = Ends(tun, carrier, hops, answers, self._tally)
         self._outgoing, self._incoming = Outgoing(ends), Incoming(ends, check)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

@@ -9,7 +9,6 @@ import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from socket import AF_INET, IPPROTO_RAW, SOCK_NONBLOCK, SOCK_RAW, inet_ntoa, socket
 from typing import Protocol
 
 from kersey_control.carriers import Arrival, Carrier
@@ -113,16 +112,22 @@ def judge_sender(table: Table, *, node: int, source: int) -> Drop | None:
 
 
 class Answers:
-    """The socket for ICMP errors, and how many there may be.
+    """ICMP errors to senders, of each kind so many a second and no more.
 
-    Written into the TUN device they would be dropped as martians: their source is an address of
-    this host. Works in the network namespace of the thread that makes it.
+    `send` sends one IPv4 packet and raises OSError; `clock` is monotonic, in seconds.
     """
 
-    def __init__(self, address: IPv4Address, tally: Tally, clock: Callable[[], float]) -> None:
-        self.socket = socket(AF_INET, SOCK_RAW | SOCK_NONBLOCK, IPPROTO_RAW)
+    def __init__(
+        self,
+        address: IPv4Address,
+        tally: Tally,
+        *,
+        send: Callable[[bytes], object],
+        clock: Callable[[], float],
+    ) -> None:
         self._address = int(address)
         self._tally = tally
+        self._send = send
         self._clock = clock
         # Apart, so that a flood of one kind does not silence the one that says which MTU fits.
         self._allowances = {
@@ -139,7 +144,7 @@ class Answers:
             return
         message = error_about(packet, header, complaint, source=self._address, mtu=mtu)
         try:
-            self.socket.sendto(message, (inet_ntoa(message[16:20]), 0))
+            self._send(message)
         except OSError:  # no way back to a source that may not even exist
             return
         self._tally.answered += 1
@@ -228,8 +233,11 @@ class Outgoing:
         node, ecn = self._way
         try:
             self._carrier.send(run, size=size, node=node, ecn=ecn)
-        except OSError:
-            for offset in range(0, len(run), size):
+        except OSError as error:
+            if len(run) <= size:
+                self._refused(run, error.errno or 0)
+                return
+            for offset in range(0, len(run), size):  # one of them may be at fault, or none
                 self._send_one(run[offset : offset + size])
         else:
             self._count(packets=-(-len(run) // size), length=len(run))

@@ -17,8 +17,7 @@ class Nexthop(NamedTuple):
     """A nexthop object (kernel 5.3): routes refer to it by id, so that many stay linear.
 
     `id` is the peer subnet's base address as a number: unique on a host, since subnets of all its
-    networks are disjoint, and the same after a restart. `gateway` is 0.0.0.0 where the device alone
-    is the way.
+    networks are disjoint, and the same after a restart.
     """
 
     id: int
@@ -55,6 +54,17 @@ class Route(NamedTuple):
     nexthop: int
 
 
+class DeviceRoute(NamedTuple):
+    """A route of our protocol whose device alone is the way: main table, metric 0, no gateway.
+
+    Without a nexthop object, which the kernel deletes with its routes when the device loses its
+    carrier, as a TUN device does while no process holds it.
+    """
+
+    subnet: IPv4Network
+    ifindex: int
+
+
 class StrayRoute(NamedTuple):
     """A route through our device that is not of our making, or not of our present shape.
 
@@ -73,13 +83,20 @@ class StrayRoute(NamedTuple):
     replaceable: bool
 
 
-KernelObject: TypeAlias = Nexthop | Neighbour | FdbEntry | Route | StrayRoute
+KernelObject: TypeAlias = Nexthop | Neighbour | FdbEntry | Route | DeviceRoute | StrayRoute
 Key: TypeAlias = tuple[object, ...]
 KernelState: TypeAlias = dict[Key, KernelObject]
 
 # A changed VTEP MAC decides the order: the forwarding entry of the new MAC stands before the
 # neighbour entry names that MAC. Gateway resolution comes before the nexthop, that before routes.
-_PUT_ORDER: dict[type, int] = {FdbEntry: 0, Neighbour: 1, Nexthop: 2, StrayRoute: 3, Route: 3}
+_PUT_ORDER: dict[type, int] = {
+    FdbEntry: 0,
+    Neighbour: 1,
+    Nexthop: 2,
+    StrayRoute: 3,
+    DeviceRoute: 3,
+    Route: 3,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +126,7 @@ def key_of(obj: KernelObject) -> Key:
         return (Neighbour, obj.ifindex, int(obj.address))
     if isinstance(obj, FdbEntry):
         return _fdb_key(obj)
-    if isinstance(obj, Route) or obj.replaceable:
+    if isinstance(obj, Route | DeviceRoute) or obj.replaceable:
         return (Route, int(obj.subnet.network_address), obj.subnet.prefixlen)
     return (StrayRoute, *obj)
 

@@ -15,11 +15,12 @@ import struct
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 
 from kersey_control.addresses import mac_bytes, mac_from_bytes
 from kersey_control.errors import KernelError
 from kersey_control.reconcile import (
+    DeviceRoute,
     FdbEntry,
     KernelObject,
     KernelState,
@@ -61,7 +62,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 4, 5, 6
 _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 7, 8, 15, 18, 30
 _NHA_ID, _NHA_OIF, _NHA_GATEWAY = 1, 5, 6
 _RTNH_F_ONLINK = 4
-_TABLE_MAIN, _SCOPE_GLOBAL, _SCOPE_ANY, _UNICAST = 254, 0, 255, 1
+_TABLE_MAIN, _SCOPE_GLOBAL, _SCOPE_LINK, _SCOPE_ANY, _UNICAST = 254, 0, 253, 255, 1
 _PROTOCOL_KERNEL, _PROTOCOL_BOOT = 2, 3
 
 _HEADER = struct.Struct("=IHHII")
@@ -75,7 +76,6 @@ _NEIGH = struct.Struct("=IHHII BxxxiHBB HH4s HH6sxx")
 _NEIGH_KEY = struct.Struct("=IHHII BxxxiHBB HH4s")
 _FDB_KEY = struct.Struct("=IHHII BxxxiHBB HH6sxx")
 _NEXTHOP = struct.Struct("=IHHII BBBxI HHI HHI HH4s")
-_DEVICE_NEXTHOP = struct.Struct("=IHHII BBBxI HHI HHI")
 _LOOKUP = struct.Struct("=IHHII 8BI HH4s")
 _NEXTHOP_KEY = struct.Struct("=IHHII BBBxI HHI")
 _ROUTE = struct.Struct("=IHHII 8BI HH4s HHI")
@@ -87,6 +87,9 @@ _DUMP_TRIES = 8
 
 # Kinds that exist only on the overlay device, where everything is ours to overwrite.
 _ON_OUR_DEVICE = frozenset((FdbEntry, Neighbour))
+
+
+AnyRoute: TypeAlias = Route | DeviceRoute | StrayRoute
 
 
 class Failure(NamedTuple):
@@ -326,12 +329,12 @@ class Rtnl:
             if nexthop is not None:
                 yield nexthop
 
-    def _routes(self, ifindex: int) -> Iterator[Route | StrayRoute]:
+    def _routes(self, ifindex: int) -> Iterator[AnyRoute]:
         body = _RTMSG.pack(socket.AF_INET, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)
         body += _ATTRIBUTE.pack(8, _RTA_OIF) + _U32.pack(ifindex)
         for _, payload in self.dump(RTM_GETROUTE, body):
             observed = parse_route(payload, through=ifindex)
-            if observed is not None and isinstance(observed.obj, Route | StrayRoute):
+            if observed is not None and isinstance(observed.obj, AnyRoute):
                 yield observed.obj
 
     def _neighbours(self, ifindex: int) -> Iterator[KernelObject]:
@@ -388,11 +391,16 @@ def parse_route(payload: bytes, through: int = 0) -> Observed | None:
     place = metric == 0 and tos == 0
     if _number(attributes, _RTA_TABLE, table) != _TABLE_MAIN or protocol == _PROTOCOL_KERNEL:
         return None
-    ours = protocol == PROTOCOL and nexthop and scope == _SCOPE_GLOBAL and kind == _UNICAST
-    if ours and place and _RTA_PREFSRC not in attributes and _RTA_METRICS not in attributes:
-        route = Route(subnet, nexthop)
-        return Observed(key_of(route), ifindex, route)
     gateway = attributes.get(_RTA_GATEWAY)
+    ours = protocol == PROTOCOL and kind == _UNICAST and place
+    if ours and _RTA_PREFSRC not in attributes and _RTA_METRICS not in attributes:
+        made: Route | DeviceRoute | None = None
+        if nexthop and scope == _SCOPE_GLOBAL:
+            made = Route(subnet, nexthop)
+        elif scope == _SCOPE_LINK and ifindex and not gateway:
+            made = DeviceRoute(subnet, ifindex)
+        if made is not None:
+            return Observed(key_of(made), ifindex, made)
     stray = StrayRoute(
         subnet=subnet,
         ifindex=ifindex,
@@ -445,14 +453,14 @@ def _our_nexthop(payload: bytes) -> Nexthop | None:
     )
 
 
-def _one_route_per_place(routes: Iterable[Route | StrayRoute]) -> list[Route | StrayRoute]:
+def _one_route_per_place(routes: Iterable[AnyRoute]) -> list[AnyRoute]:
     """Mark all but one of the routes in one place (subnet, metric 0) as removable only.
 
     Routes pile up there by `ip route append`. Ours is the one to keep, wherever it stands: to
     replace the first by what exists already as the second is refused with EEXIST.
     """
-    kept: dict[Key, Route | StrayRoute] = {}
-    rest: list[Route | StrayRoute] = []
+    kept: dict[Key, AnyRoute] = {}
+    rest: list[AnyRoute] = []
     for route in routes:
         key = key_of(route)
         held = kept.setdefault(key, route)
@@ -463,18 +471,20 @@ def _one_route_per_place(routes: Iterable[Route | StrayRoute]) -> list[Route | S
     return [*kept.values(), *rest]
 
 
-def _is_as_made(route: Route | StrayRoute) -> bool:
-    return isinstance(route, Route) and route.nexthop == int(route.subnet.network_address)
+def _is_as_made(route: AnyRoute) -> bool:
+    if isinstance(route, Route):
+        return route.nexthop == int(route.subnet.network_address)
+    return isinstance(route, DeviceRoute)
 
 
-def _as_removable(route: Route | StrayRoute) -> StrayRoute:
+def _as_removable(route: AnyRoute) -> StrayRoute:
     if isinstance(route, StrayRoute):
         return route._replace(replaceable=False)
     return StrayRoute(
         subnet=route.subnet,
-        ifindex=0,
+        ifindex=route.ifindex if isinstance(route, DeviceRoute) else 0,
         gateway=None,
-        nexthop=route.nexthop,
+        nexthop=route.nexthop if isinstance(route, Route) else 0,
         protocol=PROTOCOL,
         metric=0,
         tos=0,
@@ -482,14 +492,16 @@ def _as_removable(route: Route | StrayRoute) -> StrayRoute:
     )
 
 
-def _is_marked(route: Route | StrayRoute, network: IPv4Network) -> bool:
+def _is_marked(route: AnyRoute, network: IPv4Network) -> bool:
+    if isinstance(route, DeviceRoute):
+        return False
     return route.nexthop != 0 and (
         (isinstance(route, Route) or route.protocol == PROTOCOL)
         and _contains(network, route.nexthop)
     )
 
 
-def _is_flannels(route: Route | StrayRoute, network: IPv4Network, length: int | None) -> bool:
+def _is_flannels(route: AnyRoute, network: IPv4Network, length: int | None) -> bool:
     """Return whether this is a route to a lease as flannel makes them without a tunnel."""
     return (
         isinstance(route, StrayRoute)
@@ -523,7 +535,7 @@ def _encode(obj: KernelObject, flags: int | None, sequence: int, ack: int) -> by
         return _encode_neighbour(obj, obj.address, flags, sequence)
     if isinstance(obj, Nexthop):
         return _encode_nexthop(obj, flags, sequence)
-    if isinstance(obj, Route):
+    if isinstance(obj, Route | DeviceRoute):
         return _encode_route(obj, RTM_NEWROUTE, flags, sequence)
     raise TypeError(f"{obj!r} can be removed, never put")
 
@@ -543,13 +555,6 @@ def _encode_neighbour(
 
 
 def _encode_nexthop(obj: Nexthop, flags: int, sequence: int) -> bytes:
-    if not int(obj.gateway):
-        return _DEVICE_NEXTHOP.pack(
-            *(_DEVICE_NEXTHOP.size, RTM_NEWNEXTHOP, flags, sequence, 0),
-            *(socket.AF_INET, 0, PROTOCOL, 0),
-            *(8, _NHA_ID, obj.id),
-            *(8, _NHA_OIF, obj.ifindex),
-        )
     return _NEXTHOP.pack(
         *(_NEXTHOP.size, RTM_NEWNEXTHOP, flags, sequence, 0),
         *(socket.AF_INET, 0, PROTOCOL, _RTNH_F_ONLINK if obj.onlink else 0),
@@ -559,14 +564,15 @@ def _encode_nexthop(obj: Nexthop, flags: int, sequence: int) -> bytes:
     )
 
 
-def _encode_route(obj: Route, kind: int, flags: int, sequence: int) -> bytes:
+def _encode_route(obj: Route | DeviceRoute, kind: int, flags: int, sequence: int) -> bytes:
     subnet = obj.subnet
+    scope = _SCOPE_GLOBAL if isinstance(obj, Route) else _SCOPE_LINK
     return _ROUTE.pack(
         *(_ROUTE.size, kind, flags, sequence, 0),
         *(socket.AF_INET, subnet.prefixlen, 0, 0),
-        *(_TABLE_MAIN, PROTOCOL, _SCOPE_GLOBAL, _UNICAST, 0),
+        *(_TABLE_MAIN, PROTOCOL, scope, _UNICAST, 0),
         *(8, _RTA_DST, subnet.network_address.packed),
-        *(8, _RTA_NH_ID, obj.nexthop),
+        *((8, _RTA_NH_ID, obj.nexthop) if isinstance(obj, Route) else (8, _RTA_OIF, obj.ifindex)),
     )
 
 
@@ -611,7 +617,7 @@ def _encode_removal(obj: KernelObject, flags: int, sequence: int) -> bytes:
             *(socket.AF_INET, 0, 0, 0),
             *(8, _NHA_ID, obj.id),
         )
-    if isinstance(obj, Route):
+    if isinstance(obj, Route | DeviceRoute):
         return _encode_route(obj, RTM_DELROUTE, flags, sequence)
     return _encode_stray_removal(obj, flags, sequence)
 

@@ -4,12 +4,17 @@ Each field is replaced, never modified in place, so that a reader on another thr
 new value and no mixture. Nothing here blocks or asks the kernel.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
+from kersey_loader.occupancy import Occupancy
+from kersey_loader.peers import Sums
+
+from kersey_control.durations import Durations
 from kersey_control.peer import Peer
 from kersey_control.uplink import Uplink
 
@@ -39,6 +44,8 @@ class Status:
     """Seconds since the epoch; None for a reservation, or before the first lease."""
     store_connected: bool = False
     store_trouble: str = "not connected yet"
+    store_lost_at: float = field(default_factory=time.monotonic)
+    """When the store last stopped answering; the start, until it did so for the first time."""
     lease_trouble: str = ""
     leases: Counter[str] = field(default_factory=Counter)
     """Leases of other nodes by backend type."""
@@ -51,9 +58,15 @@ class Status:
     skipped_records: int = 0
     resyncs: int = 0
     store_losses: int = 0
+    store_reconnects: int = 0
     repairs: Counter[str] = field(default_factory=Counter)
     """Kernel objects and rule sets put right after someone else changed them, by kind."""
     netlink_errors: int = 0
+    """Readings of the kernel's state that failed."""
+    netlink_refusals: int = 0
+    """Requests for a peer's objects that the kernel refused."""
+    reconciles: Durations = field(default_factory=Durations)
+    """How long the control loop was busy, by task."""
     loop_failures: int = 0
     """Turns of the control loop that a defect ended."""
     fast_path_troubles: dict[str, str] = field(default_factory=dict)
@@ -61,5 +74,9 @@ class Status:
     verdicts: Callable[[], Mapping[tuple[str, str], int]] | None = None
     """How often each program was done with a packet for each reason; None without a fast path.
     Safe to call from any thread."""
+    traffic: Callable[[], Mapping[str, Sums]] | None = None
+    """What went to and came from each peer, by its subnet; None without a fast path. Any thread."""
+    occupancy: Callable[[], Occupancy] | None = None
+    """How full the fast path's maps are; reads them through. None and threads as above."""
     ready: bool = False
     heartbeat: float = 0.0

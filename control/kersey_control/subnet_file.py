@@ -6,16 +6,13 @@ daemon is down.
 """
 
 import logging
-import os
-import tempfile
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from kersey_control.whole_file import write_whole_file
 
-_FILE_MODE = 0o644
-_DIR_MODE = 0o755
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +42,7 @@ class SubnetFile:
 
 def write_subnet_file(path: Path, content: SubnetFile) -> bool:
     """Make the file say `content`; return whether it had to change. Raises OSError."""
-    text = content.format().encode()
-    if _is_right(path, text):
-        return False
-    _make_directories(path.parent)
-    _replace(path, text)
-    return True
+    return write_whole_file(path, content.format())
 
 
 def read_subnet_file(path: Path) -> IPv4Network | None:
@@ -87,41 +79,3 @@ def _assignment(line: str) -> tuple[str, str]:
 def _first_address(subnet: IPv4Network | IPv6Network) -> str:
     """Return the bridge's address, the one behind the subnet's base."""
     return f"{subnet.network_address + 1}/{subnet.prefixlen}"
-
-
-def _is_right(path: Path, text: bytes) -> bool:
-    try:
-        return path.read_bytes() == text and path.stat().st_mode & 0o777 == _FILE_MODE
-    except OSError:
-        return False
-
-
-def _make_directories(path: Path) -> None:
-    missing = [level for level in (path, *path.parents) if not level.exists()]
-    for level in reversed(missing):
-        level.mkdir(exist_ok=True)
-        level.chmod(_DIR_MODE)  # mkdir's own mode is subject to the umask
-
-
-def _replace(path: Path, text: bytes) -> None:
-    """Put `text` in place of the file, by a neighbour that is complete before it gets the name."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fchmod(handle, _FILE_MODE)
-            os.fsync(handle)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -26,7 +26,7 @@ _REQUEST, _ACK, _DUMP, _EXCL, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
 _ERROR, _DONE = 2, 3
 _CLSACT, _CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
 _KIND, _OPTIONS = 1, 2
-_BPF_FD, _BPF_NAME, _BPF_FLAGS = 6, 7, 8
+_BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_ID = 6, 7, 8, 11
 _DIRECT_ACTION = 1
 _ALL_PROTOCOLS = 0x0300  # ETH_P_ALL in network byte order
 _INFO = PRIORITY << 16 | _ALL_PROTOCOLS
@@ -56,6 +56,14 @@ class Attachment(NamedTuple):
     program: str
 
 
+class _Filter(NamedTuple):
+    """A filter of any of our networks: its handle says which, `program` is the program's id."""
+
+    attachment: Attachment
+    handle: int
+    program: int
+
+
 class Hooks(Protocol):
     """A way to have programs on devices; both kinds replace without a gap and outlive us."""
 
@@ -73,6 +81,10 @@ class Hooks(Protocol):
 
     def all_attached(self) -> tuple[Attachment, ...]:
         """Return what is ours on every device."""
+        ...
+
+    def retire(self, current: frozenset[int]) -> None:
+        """Take off what of ours runs other programs than those of the ids. Raises AttachError."""
         ...
 
     def close(self) -> None:
@@ -128,53 +140,46 @@ class FilterHooks:
 
     def detach(self, ifindex: int, direction: Direction) -> None:
         """Take our filter off a hook; clsact stays, others may use it. Without it, does nothing."""
-        self._delete(ifindex, direction, self._handle)
+        self._delete(_Filter(Attachment(ifindex, direction, ""), self._handle, 0))
 
     def attached(self, ifindex: int) -> tuple[Attachment, ...]:
         """Return our filters on a device; none if the device is gone."""
-        return tuple(
-            found for direction in Direction for found in self._attached(ifindex, direction)
-        )
+        return tuple(found.attachment for found in self._on_device(ifindex) if self._is_own(found))
 
     def all_attached(self) -> tuple[Attachment, ...]:
         """Return our filters on every device of the socket's network namespace."""
-        return tuple(found for index in self._devices() for found in self.attached(index))
+        return tuple(found.attachment for found in self._on_all_devices() if self._is_own(found))
+
+    def retire(self, current: frozenset[int]) -> None:
+        """Take off our filters with other programs than those of the ids. Raises AttachError."""
+        for found in self._on_all_devices():
+            if self._is_own(found) and found.program not in current:
+                self._delete(found)
 
     def remove_all(self, *, of_every_network: bool) -> int:
         """Take our filters off every device, and return how many. Raises AttachError.
 
         An empty clsact stays: to remove it would stop the device's queues for a moment.
         """
-        found = [
-            (attachment, handle)
-            for index in self._devices()
-            for direction in Direction
-            for attachment, handle in self._ours(index, direction)
-            if of_every_network or handle == self._handle
-        ]
-        for attachment, handle in found:
-            self._delete(attachment.ifindex, attachment.direction, handle)
+        found = [each for each in self._on_all_devices() if of_every_network or self._is_own(each)]
+        for each in found:
+            self._delete(each)
         return len(found)
 
-    def _devices(self) -> list[int]:
+    def _is_own(self, found: _Filter) -> bool:
+        return found.handle == self._handle
+
+    def _on_all_devices(self) -> tuple[_Filter, ...]:
         links = self._dump(_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
-        return [_IFINFO.unpack_from(link)[2] for link in links]
+        indexes = [_IFINFO.unpack_from(link)[2] for link in links]
+        return tuple(found for index in indexes for found in self._on_device(index))
 
-    def _delete(self, ifindex: int, direction: Direction, handle: int) -> None:
-        where = _TCMSG.pack(0, ifindex, handle, direction, _INFO)
-        try:
-            self._ask(_DELTFILTER, 0, where + _attribute(_KIND, b"bpf\0"))
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise AttachError(f"cannot detach from device {ifindex}: {error}") from error
+    def _on_device(self, ifindex: int) -> Iterator[_Filter]:
+        for direction in Direction:
+            yield from self._on_hook(ifindex, direction)
 
-    def _attached(self, ifindex: int, direction: Direction) -> Iterator[Attachment]:
-        for attachment, handle in self._ours(ifindex, direction):
-            if handle == self._handle:
-                yield attachment
-
-    def _ours(self, ifindex: int, direction: Direction) -> Iterator[tuple[Attachment, int]]:
-        """Yield the filters of all our networks on a hook, each with its handle."""
+    def _on_hook(self, ifindex: int, direction: Direction) -> Iterator[_Filter]:
+        """Yield the filters of all our networks on a hook."""
         try:
             filters = self._dump(_GETTFILTER, _TCMSG.pack(0, ifindex, 0, direction, 0))
         except OSError as error:
@@ -184,9 +189,23 @@ class FilterHooks:
         for message in filters:
             _, _, handle, _, info = _TCMSG.unpack_from(message)
             options = dict(_attributes(message[_TCMSG.size :])).get(_OPTIONS, b"")
-            name = dict(_attributes(options)).get(_BPF_NAME, b"").rstrip(b"\0").decode()
+            facts = dict(_attributes(options))
+            name = facts.get(_BPF_NAME, b"").rstrip(b"\0").decode()
             if info >> 16 == PRIORITY and name.startswith(NAME_PREFIX):
-                yield Attachment(ifindex, direction, name.removeprefix(NAME_PREFIX)), handle
+                yield _Filter(
+                    Attachment(ifindex, direction, name.removeprefix(NAME_PREFIX)),
+                    handle,
+                    int.from_bytes(facts.get(_BPF_ID, b""), "little"),
+                )
+
+    def _delete(self, found: _Filter) -> None:
+        ifindex, direction, _ = found.attachment
+        where = _TCMSG.pack(0, ifindex, found.handle, direction, _INFO)
+        try:
+            self._ask(_DELTFILTER, 0, where + _attribute(_KIND, b"bpf\0"))
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise AttachError(f"cannot detach from device {ifindex}: {error}") from error
 
     def _ask(self, kind: int, flags: int, body: bytes) -> None:
         """Send one request and wait for its acknowledgement. Raises OSError with the errno."""

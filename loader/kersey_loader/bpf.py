@@ -38,6 +38,9 @@ _LINK_DETACH = 34
 
 _F_RDONLY_PROG = 0x80  # set by the kernel itself on device maps
 _BATCH = 8192
+_HASH_BATCH = 2048  # each part is one hold of the interpreter's lock for who goes through it
+
+_CLOSED = 0xFFFFFFFF  # -1 as the kernel's structs have it
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -71,10 +74,10 @@ class Descriptor:
         self.fd = fd
 
     def close(self) -> None:
-        """Close it; a second time does nothing."""
-        if self.fd >= 0:
+        """Close it; a second time does nothing. Using it then is a BpfError with EBADF."""
+        if 0 <= self.fd < _CLOSED:
             os.close(self.fd)
-            self.fd = -1
+            self.fd = _CLOSED
 
     def __enter__(self) -> Self:
         return self
@@ -313,9 +316,9 @@ class Map(Descriptor):
             values = b"".join(value for _, value in part)
             self._update_batch(keys=keys, values=values, count=len(part))
 
-    def values(self) -> bytes:
-        """Return all values of an array, in the order of their indexes."""
-        entries, size = self.spec.max_entries, self._value_size
+    def values(self, count: int | None = None) -> bytes:
+        """Return the values of an array, or of its first `count` entries, in their order."""
+        entries, size = self.spec.max_entries if count is None else count, self._value_size
         keys = ctypes.create_string_buffer(entries * self.spec.key_size)
         values = ctypes.create_string_buffer(entries * size)
         cursor = ctypes.create_string_buffer(8)
@@ -336,13 +339,37 @@ class Map(Descriptor):
             done += count
         return values.raw
 
-    def _lookup_batch(self, attr: ctypes.Array[ctypes.c_char]) -> None:
+    def value_batches(self) -> Iterator[tuple[int, memoryview]]:
+        """Yield the values of a hash map in parts: how many, and their bytes one after the other.
+
+        The bytes are good until the next part is asked for. An element that comes or goes meanwhile
+        may be in or not. No recency of an LRU map changes by it (kernel 5.6).
+        """
+        keys = ctypes.create_string_buffer(_HASH_BATCH * self.spec.key_size)
+        values = ctypes.create_string_buffer(_HASH_BATCH * self._value_size)
+        cursor = ctypes.create_string_buffer(8)
+        begun, more = False, True
+        while more:
+            attr = _attr(
+                "QQQQIIQQ",
+                *(ctypes.addressof(cursor) if begun else 0, ctypes.addressof(cursor)),
+                *(ctypes.addressof(keys), ctypes.addressof(values)),
+                *(_HASH_BATCH, self.fd, 0, 0),
+            )
+            begun, more = True, self._lookup_batch(attr)
+            (count,) = struct.unpack_from("=I", attr, 32)
+            yield count, memoryview(values)[: count * self._value_size]
+
+    def _lookup_batch(self, attr: ctypes.Array[ctypes.c_char]) -> bool:
+        """Read one part; False if it is the last one."""
         try:
             _bpf(f"read {self.spec.name}", _MAP_LOOKUP_BATCH, attr)
         except BpfError as error:
             # The last part ends with ENOENT, and is complete all the same.
             if error.code != errno.ENOENT:
                 raise
+            return False
+        return True
 
     def _update_batch(self, *, keys: bytes, values: bytes, count: int) -> None:
         key_buffer = ctypes.create_string_buffer(keys, len(keys))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from socket import inet_ntoa
 from types import TracebackType
 from typing import Self
 
@@ -31,7 +32,7 @@ from kersey_loader.layout import (
     Verdict,
     map_specs,
 )
-from kersey_loader.peers import PeerTable, Record, Underlay
+from kersey_loader.peers import PeerTable, Record, Sums, Underlay
 from kersey_loader.tunnel import Identity, Tunnel, TunnelKind, tunnel_of
 
 logger = logging.getLogger(__name__)
@@ -289,10 +290,13 @@ class Datapath:
         """Receive from this device; further ones than cfg's get the sender check as well.
 
         `direct` says that there are direct peers, or may be: then what the stack sends to them is
-        witnessed here. Raises AttachError.
+        witnessed here, at a price for all that the node sends. Raises AttachError.
         """
-        del direct  # as yet no peer is
         self._attach(ifindex, Direction.INGRESS, Program.FROM_UPLINK)
+        if direct:
+            self._attach(ifindex, Direction.EGRESS, Program.TO_UPLINK)
+        else:
+            self._hooks.detach(ifindex, Direction.EGRESS)
 
     def attach_overlay(self, ifindex: int) -> None:
         """Witness what the stack sends through the overlay device. Raises AttachError."""
@@ -307,11 +311,16 @@ class Datapath:
         return self._hooks.all_attached()
 
     def retire_old(self) -> tuple[str, ...]:
-        """Remove pins of other layouts and programs; for when everything is attached anew."""
+        """Remove pins of other layouts and programs; for when everything is attached anew.
+
+        What still runs another version's programs, or another tunnel's, is on a device that is not
+        ours any more: it is taken off. Raises AttachError.
+        """
+        self._hooks.retire(frozenset(self.program_info(program).id for program in Program))
         return pins.prune(self._settings.directory, self._pinned.keep)
 
     def counters(self) -> dict[tuple[Program, Verdict], int]:
-        """Return how often each program was done with a packet for each reason."""
+        """Return how often each program was done with a packet for each reason. From any thread."""
         map_ = self.maps["verdicts"]
         cells = struct.unpack(f"={map_.spec.max_entries * map_.cpus}Q", map_.values())
         return {
@@ -322,14 +331,23 @@ class Datapath:
         }
 
     def traffic(self) -> dict[IPv4Network, PeerTraffic]:
-        """Return the traffic of each peer since it was added."""
+        """Return the traffic of each peer since it was added. Safe to call from any thread."""
         return {
             self._subnet(index): PeerTraffic(
-                *(
-                    Count(getattr(sums, f"{way}_packets"), getattr(sums, f"{way}_bytes"))
-                    for way in ("fast_sent", "slow_sent", "fast_received", "slow_received")
-                )
+                fast_sent=Count(sums.fast_sent_packets, sums.fast_sent_bytes),
+                slow_sent=Count(sums.slow_sent_packets, sums.slow_sent_bytes),
+                fast_received=Count(sums.fast_received_packets, sums.fast_received_bytes),
+                slow_received=Count(sums.slow_received_packets, sums.slow_received_bytes),
             )
+            for index, sums in self._peers.traffic().items()
+        }
+
+    def traffic_sums(self) -> dict[str, Sums]:
+        """Return the same by the subnet's text, at a third of the cost: for who reads it often."""
+        length = self._settings.subnet_len
+        base, shift = int(self._settings.network.network_address), 32 - length
+        return {
+            f"{inet_ntoa((base + (index << shift)).to_bytes(4))}/{length}": sums
             for index, sums in self._peers.traffic().items()
         }
 
@@ -338,6 +356,18 @@ class Datapath:
         self._hooks.attach(ifindex, direction, program=program.function, fd=fd)
 
     def _apply(self, changes: Mapping[int, Record | None]) -> None:
+        if not self._peers.turns(changes):
+            self._publish(changes)
+            return
+        # What was witnessed on one way is no witness for the other. Twice, since a packet may
+        # have been witnessed on the old way before the new one was published.
+        self.flush()
+        try:
+            self._publish(changes)
+        finally:
+            self.flush()
+
+    def _publish(self, changes: Mapping[int, Record | None]) -> None:
         try:
             self._peers.apply(changes, self._underlay())
         except PeersFullError:

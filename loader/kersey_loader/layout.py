@@ -25,6 +25,7 @@ class Program(IntEnum):
     TO_POD = 1
     FROM_UPLINK = 2
     TO_OVERLAY = 3
+    TO_UPLINK = 4
 
     @property
     def function(self) -> str:
@@ -63,17 +64,20 @@ class Verdict(IntEnum):
     OTHER_VTEP = 25
     NOT_IPV4 = 26
     CONGESTION = 27
-    NODE = 28
-    OTHER_ADDRESS = 29
-    NOT_POD = 30
-    UNSEEN = 31
-    CHANGED = 32
-    OTHER_GATEWAY = 33
-    UNKNOWN_NODE = 34
-    FOREIGN_SOURCE = 35
-    OUTSIDE_SOURCE = 36
-    HIDDEN_SOURCE = 37
-    POD_TUNNEL = 38
+    DATAGRAMS = 28
+    NODE = 29
+    OTHER_ADDRESS = 30
+    NOT_POD = 31
+    NOT_TUNNELLED = 32
+    TUNNELLED = 33
+    UNSEEN = 34
+    CHANGED = 35
+    OTHER_GATEWAY = 36
+    UNKNOWN_NODE = 37
+    FOREIGN_SOURCE = 38
+    OUTSIDE_SOURCE = 39
+    HIDDEN_SOURCE = 40
+    POD_TUNNEL = 41
 
     @property
     def forged(self) -> bool:

@@ -5,12 +5,14 @@ withdrawn. Does not know how peers are found, nor the kernel's routes.
 """
 
 import ctypes
+import struct
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from types import MappingProxyType
+from typing import NamedTuple
 
 from kersey_loader.bpf import Map
 from kersey_loader.errors import PeersFullError
@@ -22,6 +24,30 @@ REST = 1.0
 
 _NOBODY = bytes(4)
 _Template = ctypes.c_uint64 * 8
+_WAYS = len(Traffic._fields_)  # and of Sums
+
+
+class Sums(NamedTuple):
+    """struct traffic over all CPUs: packets as on the wire, bytes of inner packets."""
+
+    fast_sent_packets: int = 0
+    fast_sent_bytes: int = 0
+    slow_sent_packets: int = 0
+    slow_sent_bytes: int = 0
+    fast_received_packets: int = 0
+    fast_received_bytes: int = 0
+    slow_received_packets: int = 0
+    slow_received_bytes: int = 0
+
+    @property
+    def packets(self) -> int:
+        """Return all packets, whatever their way."""
+        return sum(self[::2])
+
+    @property
+    def bytes(self) -> int:
+        """Return all bytes, whatever their way."""
+        return sum(self[1::2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +112,7 @@ class PeerTable:
         self._slot_of: dict[int, int] = {}
         self._value_of: dict[int, Peer] = {}
         self._record_of: dict[int, Record] = {}
+        self._was_direct: dict[int, bool] = {}
         self._resting: deque[tuple[float, int]] = deque()
         self._moved: deque[tuple[float, int]] = deque()
         self._adopt()
@@ -102,6 +129,14 @@ class PeerTable:
     def records(self) -> Mapping[int, Record]:
         """Return the peers as they are published, by subnet index."""
         return MappingProxyType(self._record_of)
+
+    def turns(self, changes: Mapping[int, Record | None]) -> bool:
+        """Return whether any peer, or one that comes back, goes from direct to tunnel or back."""
+        return any(
+            record.direct is not self._was_direct.get(index, record.direct)
+            for index, record in changes.items()
+            if record is not None
+        )
 
     def apply(self, changes: Mapping[int, Record | None], underlay: Underlay) -> None:
         """Publish peers, and withdraw those that are None.
@@ -149,14 +184,15 @@ class PeerTable:
         while self._moved and self._moved[0][0] <= now:
             self._forget_previous(self._moved.popleft()[1])
 
-    def traffic(self) -> dict[int, Traffic]:
-        """Return the traffic of each peer that has a counter, by subnet index."""
-        values, size = self._counters.values(), len(bytes(Traffic()))
-        stride = size * self._counters.cpus
+    def traffic(self) -> dict[int, Sums]:
+        """Return the traffic of each peer that has a counter, by subnet index. From any thread."""
+        peers = self._value_of.copy()  # in one step: another thread may be changing the peers
+        counter_of = {index: peer.counter for index, peer in peers.items() if peer.counter}
+        values = self._counters.values(max(counter_of.values(), default=0) + 1)
+        cells = struct.Struct(f"={self._counters.cpus * _WAYS}Q")
         return {
-            index: _sum_traffic(values[at : at + stride])
-            for index, peer in self._value_of.items()
-            if (at := peer.counter * stride)
+            index: _sum_cpus(cells.unpack_from(values, counter * cells.size))
+            for index, counter in counter_of.items()
         }
 
     def _adopt(self) -> None:
@@ -168,7 +204,8 @@ class PeerTable:
                 value = slots[slot * size : (slot + 1) * size]
                 self._slot_of[index] = slot
                 self._value_of[index] = Peer.from_buffer_copy(value)
-                self._record_of[index] = decode(value)
+                self._record_of[index] = record = decode(value)
+                self._was_direct[index] = record.direct
                 self._note_move(index)
 
     def _repair_nodes(self) -> None:
@@ -202,6 +239,7 @@ class PeerTable:
                 self._slot_of[index] = placed[index]
                 self._value_of[index] = values[index]
                 self._record_of[index] = record
+                self._was_direct[index] = record.direct
                 self._note_move(index)
             else:
                 self._slot_of.pop(index, None)
@@ -249,14 +287,10 @@ def _former(known: Peer | None, record: Record) -> bytes:
     return node if node != record.node.packed else bytes(known.previous_node)
 
 
-def _sum_traffic(values: bytes) -> Traffic:
-    size = len(bytes(Traffic()))
-    total = Traffic()
-    for at in range(0, len(values), size):
-        part = Traffic.from_buffer_copy(values, at)
-        for name, _ in Traffic._fields_:
-            setattr(total, name, getattr(total, name) + getattr(part, name))
-    return total
+def _sum_cpus(cells: tuple[int, ...]) -> Sums:
+    """Add up the copies of struct traffic, one behind the other, field by field."""
+    copies = (cells[at : at + _WAYS] for at in range(0, len(cells), _WAYS))
+    return Sums(*map(sum, zip(*copies, strict=True)))
 
 
 def _u32(number: int) -> bytes:

@@ -104,9 +104,20 @@ class TcxHooks:
 
     def all_attached(self) -> tuple[Attachment, ...]:
         """Return every live link, and remove the pins of those whose device is gone."""
-        return tuple(self._living())
+        return tuple(found for found, _ in self._living())
 
-    def _living(self) -> Iterator[Attachment]:
+    def retire(self, current: frozenset[int]) -> None:
+        """Take off our links with other programs than those of the ids. Raises AttachError.
+
+        The pins of links whose device is gone go as well.
+        """
+        for found, program in list(self._living()):
+            if program not in current:
+                self.detach(found.ifindex, found.direction)
+        self._filters.retire(current)
+
+    def _living(self) -> Iterator[tuple[Attachment, int]]:
+        """Yield every live link with the id of its program; the pins of others go."""
         for path in list(self._home.iterdir()):
             ifindex, _, hook = path.name.partition("-")
             fd = open_pin(path)
@@ -118,7 +129,8 @@ class TcxHooks:
                 path.unlink(missing_ok=True)
             else:
                 name = program_name(info.program)
-                yield Attachment(int(ifindex), Direction[hook.upper()], name)
+                found = Attachment(int(ifindex), Direction[hook.upper()], name)
+                yield found, info.program
 
     def _replaced(self, path: Path, ifindex: int, fd: int) -> bool:
         """Replace the program in our link; return whether there is a link on the live device."""

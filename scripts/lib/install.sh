@@ -49,6 +49,8 @@ missing_test_packages() {
 	has openssl || echo openssl
 	has conntrack || echo conntrack
 	has ethtool || echo ethtool
+	[ -x /usr/lib/cni/bridge ] || echo containernetworking-plugins
+	has promtool || echo prometheus # the server too, which scrapes the testbed
 }
 
 missing_bench_packages() {
@@ -68,22 +70,22 @@ install_packages() {
 		die 1 "apt-get could not install: $*"
 }
 
-# Runs a command during which package scripts may not start services, and afterwards takes etcd's
-# service out of the boot sequence if it is the one who brought it: the testbed runs its own etcd.
+# Runs a command during which package scripts may not start services, and afterwards takes those that
+# it brought out of the boot sequence: the testbed runs its own etcd and Prometheus.
 without_services() (
-	had_etcd=no
-	! has etcd || had_etcd=yes
+	brought=()
+	for service in etcd prometheus; do
+		has "$service" || brought+=("$service")
+	done
 	[ ! -e "$policy" ] || mv -- "$policy" "$policy.before-kersey"
 	trap 'rm -f -- "$policy"; [ ! -e "$policy.before-kersey" ] || mv -- "$policy.before-kersey" "$policy"' EXIT
 	printf '#!/bin/sh\nexit 101\n' >"$policy"
 	chmod 755 "$policy"
 	"$@" || exit
-	[ "$had_etcd" = yes ] || ! has etcd || forget_etcd_service
+	for service in "${brought[@]}"; do
+		! has "$service" || update-rc.d "$service" disable >&2 # for init scripts and for units
+	done
 )
-
-forget_etcd_service() {
-	update-rc.d etcd disable >&2 # for init scripts and for units
-}
 
 # What the installed environment depends on; $1 is the extra.
 stamp_of() { echo "$1 $(sha256sum <"$repo/pyproject.toml") $("$system_python" --version)"; }

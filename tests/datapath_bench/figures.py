@@ -1,7 +1,7 @@
 """Samples of the benchmark and what they amount to. Pure: values in, values out."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -9,19 +9,46 @@ STEAL_LIMIT = 0.05
 FAST_LIMIT = 0.9
 
 
-class Variant(StrEnum):
-    """A way for packets between two nodes, by the name that people read."""
+class Carrier(StrEnum):
+    """Who carries packets from node to node."""
 
-    BARE = "bare"
-    VXLAN = "kernel vxlan"
-    HOST_GW = "kernel host-gw"
-    STRICT = "kersey strict"
-    DIRECT = "kersey direct"
+    WIRE = "wire"
+    """Nobody: from one node's own address to the other's."""
+    KERNEL = "kernel"
+    PUMP = "pump"
+    """Threads of the daemons, between a TUN device and a socket."""
+    BPF = "bpf"
+    BPF_DIRECT = "bpf direct"
+    """As BPF, TCP admitted at its SYN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way for packets between two nodes: a backend, and who carries them."""
+
+    backend: str
+    carrier: Carrier
+
+    @property
+    def name(self) -> str:
+        """What people read."""
+        return "bare" if self.is_bare else f"{self.backend} {self.carrier}"
+
+    @property
+    def is_bare(self) -> bool:
+        return self.carrier is Carrier.WIRE
 
     @property
     def is_fast(self) -> bool:
         """Whether Kersey's programs carry its packets."""
-        return self in (Variant.STRICT, Variant.DIRECT)
+        return self.carrier in (Carrier.BPF, Carrier.BPF_DIRECT)
+
+
+BARE = Variant("", Carrier.WIRE)
+VXLAN = Variant("vxlan", Carrier.KERNEL)
+HOST_GW = Variant("host-gw", Carrier.KERNEL)
+STRICT = Variant("vxlan", Carrier.BPF)
+DIRECT = Variant("vxlan", Carrier.BPF_DIRECT)
 
 
 class Mode(StrEnum):
@@ -65,7 +92,7 @@ def must_be_fast(variant: Variant, load: Load) -> bool:
     Strict admission leaves the opening and closing packets of a connection to the stack, so that
     short connections are mostly slow by design.
     """
-    return variant.is_fast and (variant, load) != (Variant.STRICT, Load.TCP_CRR)
+    return variant.is_fast and (variant.carrier, load) != (Carrier.BPF, Load.TCP_CRR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +139,12 @@ class Series:
 
     @property
     def cpu_per_packet(self) -> float | None:
-        """Nanoseconds of the pinned CPU for a packet, both ends and everything between."""
+        """Nanoseconds of the pinned CPU for a packet, both ends and everything between.
+
+        None where packets are not counted, and where another CPU has a part in carrying them.
+        """
         packets = _PACKETS.get(self.load)
-        if packets is None:
+        if packets is None or self.variant.carrier is Carrier.PUMP:
             return None
         return statistics.median(
             1e9 * sample.cpu / (sample.value * sample.seconds * packets) for sample in self.counted
@@ -149,6 +179,11 @@ class Table:
 
     series: tuple[Series, ...]
 
+    @property
+    def variants(self) -> list[Variant]:
+        """Return what was measured, in the order of the series."""
+        return list(dict.fromkeys(series.variant for series in self.series))
+
     def find(self, mode: Mode, load: Load, variant: Variant) -> Series | None:
         """Return one series, None if it was not measured."""
         wanted = (mode, load, variant)
@@ -164,6 +199,19 @@ class Table:
     def unproven(self) -> list[Series]:
         """Series that claim to be fast and were not."""
         return [series for series in self.series if not series.is_proven]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A column of ratios: its name, and what each variant is compared to."""
+
+    name: str
+    bases: Mapping[Variant, Variant]
+
+    def ratio(self, table: Table, series: Series) -> float | None:
+        """Return the ratio of medians, None for a variant that is compared to nothing."""
+        base = self.bases.get(series.variant)
+        return None if base is None else table.ratio(series, base)
 
 
 def rotated(variants: Sequence[Variant], by: int) -> list[Variant]:

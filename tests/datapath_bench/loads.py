@@ -11,7 +11,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -38,12 +38,12 @@ _WORDS = {
     Load.TCP_CRR: ("tcp_crr", "tcp_server"),
     Load.UDP_RR: ("udp_rr", "udp_server"),
     Load.TCP_STREAM: ("tcp_stream", "tcp_sink"),
+    Load.IPERF3: ("iperf3", "iperf3"),
     Load.UDP_RATE: ("udp_rate", "udp_sink"),
 }
 """The tool's word for a load, and for the server that it goes to."""
 
 _QUIET = 0.25
-_PATIENCE = 2.0
 _TRIES = 3
 _SLACK = 30.0
 
@@ -55,11 +55,23 @@ class _Done:
 
 
 class Loads:
-    """The tool, compiled, and a server of each kind on every way, from entering to leaving."""
+    """The tool, compiled, and what `kinds` need of servers on every way, from entering to leaving.
 
-    def __init__(self, ways: Mapping[Variant, Way], *, cpu: int) -> None:
+    A measurement begins when the machine is quiet, or after `patience` seconds.
+    """
+
+    def __init__(
+        self,
+        ways: Mapping[Variant, Way],
+        *,
+        cpu: int,
+        patience: float,
+        kinds: Sequence[Load] = tuple(Load),
+    ) -> None:
+        self.kinds = kinds
         self._ways = ways
         self._cpu = cpu
+        self._patience = patience
         self._stack = contextlib.ExitStack()
         self._directory = Path()
 
@@ -71,7 +83,7 @@ class Loads:
             started = [
                 stack.enter_context(self._server(way, kind))
                 for way in self._ways.values()
-                for kind in _PORTS
+                for kind in dict.fromkeys(_WORDS[load][1] for load in self.kinds)
             ]
             for server in started:
                 _wait_serving(server)
@@ -85,6 +97,11 @@ class Loads:
     def _tool(self) -> Path:
         return self._directory / "load"
 
+    @property
+    def variants(self) -> list[Variant]:
+        """Return the variants that can be measured."""
+        return list(self._ways)
+
     def _pinned(self, *command: str | Path) -> list[str | Path]:
         return ["nice", "-n", _NICE, "taskset", "-c", str(self._cpu), *command]
 
@@ -95,13 +112,14 @@ class Loads:
             command = self._pinned(kind, *options)
         else:
             command = self._pinned(self._tool, kind, address, port)
-        log = self._directory / f"{way.variant.name.lower()}-{kind}.log"
+        log = self._directory / f"{way.variant.name}-{kind}.log"
         return Process(way.server, command, log=log)
 
     def warm_up(self, variant: Variant) -> None:
         """Send a little of everything, so that no measurement pays for what is only once."""
-        for load in _WORDS:
-            self._run(self._ways[variant], load, seconds=0.1)
+        for load in self.kinds:
+            if load is not Load.IPERF3:  # a second at least, and a stream has been sent by then
+                self._run(self._ways[variant], load, seconds=0.1)
 
     def measure(self, variant: Variant, load: Load, *, seconds: float) -> Sample:
         """Return a sample; one that the hypervisor disturbed only if so are all tries."""
@@ -112,7 +130,7 @@ class Loads:
         return sample
 
     def _measure(self, way: Way, load: Load, *, seconds: float) -> Sample:
-        quiet = is_quiet(limit=_QUIET, patience=_PATIENCE)
+        quiet = is_quiet(limit=_QUIET, patience=self._patience)
         way.site.forget_connections()
         verdicts, before = way.site.verdicts(), CpuTime.now(f"cpu{self._cpu}")
         done = self._run(way, load, seconds=seconds)
@@ -123,7 +141,7 @@ class Loads:
             cpu=used.busy,
             steal=used.steal,
             quiet=quiet,
-            fast=None if way.variant is Variant.BARE else way.site.fast_since(verdicts),
+            fast=way.site.fast_since(verdicts),
         )
 
     def _run(self, way: Way, load: Load, *, seconds: float) -> _Done:

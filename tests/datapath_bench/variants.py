@@ -1,4 +1,4 @@
-"""The five ways between two nodes, all up at the same time, each in a testbed of its own.
+"""The ways between two nodes, all up at the same time, each in a testbed of its own.
 
 The nodes of a pair are joined by one veth, `wire0`, which is the daemons' uplink: the testbed's
 switch would add the same cost to every way and so flatter each ratio. Bare node-to-node uses the
@@ -6,7 +6,8 @@ nodes of the kernel's VXLAN, so that it meets the same rules.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Self
@@ -14,20 +15,27 @@ from typing import Self
 from fast_view import fast_path_of
 from kersey_loader.datapath import Datapath
 from kersey_loader.layout import Program, Verdict
-from testbed import Cluster, Namespace, Node, Pod, PodSubnet
+from kersey_loader.tunnel import TunnelKind
+from testbed import Backend, Cluster, Namespace, Node, Pod, wait_acquainted
 
-from datapath_bench.figures import Mode, Variant, fast_part
+from datapath_bench.figures import BARE, VXLAN, Carrier, Mode, Variant, fast_part
 
 _WIRE = "wire0"
 _WIRE_MTU = 1500
 _PROVING = (Program.FROM_POD, Program.FROM_UPLINK)
 """The programs that can take a packet over, and see every packet of the overlay."""
 
-_DAEMON: Mapping[Variant, tuple[str, ...]] = {
-    Variant.VXLAN: ("--datapath=netlink",),
-    Variant.HOST_GW: ("--datapath=netlink",),
-    Variant.STRICT: ("--datapath=bpf",),
-    Variant.DIRECT: ("--datapath=bpf", "--admission=direct"),
+_DAEMON: Mapping[Carrier, tuple[str, ...]] = {
+    Carrier.KERNEL: ("--datapath=netlink",),
+    Carrier.PUMP: ("--datapath=netlink",),
+    Carrier.BPF: ("--datapath=bpf",),
+    Carrier.BPF_DIRECT: ("--datapath=bpf", "--admission=direct"),
+}
+_TUNNELS: Mapping[str, TunnelKind] = {
+    "vxlan": TunnelKind.VXLAN,
+    "host-gw": TunnelKind.NONE,
+    "udp": TunnelKind.UDP,
+    "ipip": TunnelKind.IPIP,
 }
 _MODES: Mapping[Mode, str] = {
     Mode.PLAIN: "--iptables-forward-rules=false",
@@ -49,7 +57,8 @@ class Site:
     datapaths: tuple[Datapath, ...]
 
     def options(self, mode: Mode) -> tuple[str, ...]:
-        return (f"--iface={_WIRE}", *_DAEMON[self.variant], _MODES[mode])
+        """Return what both daemons are told."""
+        return _options(self.variant, mode)
 
     @contextlib.contextmanager
     def with_room_for(self, flows: int) -> Iterator["Site"]:
@@ -59,8 +68,10 @@ class Site:
             node.daemon.restart(*self.options(Mode.PLAIN), option)
         self.wait_ready()
         with contextlib.ExitStack() as stack:
+            tunnel = _TUNNELS[self.variant.backend]
             opened = tuple(
-                stack.enter_context(fast_path_of(node, max_flows=flows)) for node in self.nodes
+                stack.enter_context(fast_path_of(node, max_flows=flows, tunnel=tunnel))
+                for node in self.nodes
             )
             yield replace(self, datapaths=opened)
         self.restart(Mode.PLAIN)
@@ -110,9 +121,15 @@ class Way:
 
 
 class Layout:
-    """All variants, up from entering to leaving. Needs root and a private /run/netns."""
+    """All variants, up from entering to leaving. Needs root and a private /run/netns.
 
-    def __init__(self) -> None:
+    Whether a slow path is the kernel's or a pump's is the kernel's choice: `sites` and `ways` name
+    each variant as it was found. VXLAN by the kernel must be among them, since bare uses its nodes.
+    """
+
+    def __init__(self, variants: Sequence[Variant], mode: Mode = Mode.PLAIN) -> None:
+        self._variants = variants
+        self._mode = mode
         self._stack = contextlib.ExitStack()
         self.sites: dict[Variant, Site] = {}
 
@@ -120,12 +137,13 @@ class Layout:
         with contextlib.ExitStack() as stack:
             clusters = {
                 variant: stack.enter_context(Cluster(prefix=f"kd{number}-"))
-                for number, variant in enumerate(_DAEMON)
+                for number, variant in enumerate(self._variants)
             }
             for variant, cluster in clusters.items():
-                _start(cluster, variant)
+                _start(cluster, variant, self._mode)
             for variant, cluster in clusters.items():
-                self.sites[variant] = stack.enter_context(_site(cluster, variant))
+                site = stack.enter_context(_site(cluster, variant))
+                self.sites[site.variant] = site
             self._stack = stack.pop_all()
         return self
 
@@ -141,15 +159,19 @@ class Layout:
 
     def ways(self) -> dict[Variant, Way]:
         """Return every variant's way, bare first."""
-        ways = {Variant.BARE: _bare(self.sites[Variant.VXLAN])}
+        ways = {BARE: _bare(self.sites[VXLAN])}
         for variant, site in self.sites.items():
             near, far = site.pods
             ways[variant] = Way(variant, near.namespace, far.namespace, far.address, site)
         return ways
 
 
-def _start(cluster: Cluster, variant: Variant) -> None:
-    cluster.start_etcd()
+def _options(variant: Variant, mode: Mode) -> tuple[str, ...]:
+    return (f"--iface={_WIRE}", *_DAEMON[variant.carrier], _MODES[mode])
+
+
+def _start(cluster: Cluster, variant: Variant, mode: Mode) -> None:
+    cluster.start_etcd(Backend(variant.backend).network_config)
     near, far = cluster.add_node(), cluster.add_node()
     near.namespace.ip(
         f"link add {_WIRE} mtu {_WIRE_MTU} type veth"
@@ -157,31 +179,32 @@ def _start(cluster: Cluster, variant: Variant) -> None:
     )
     for node in (near, far):
         node.namespace.ip(f"addr add {_wire_address(node)}/24 dev {_WIRE}", f"link set {_WIRE} up")
-        node.daemon.start(f"--iface={_WIRE}", *_DAEMON[variant], _MODES[Mode.PLAIN])
+        node.daemon.start(*_options(variant, mode))
 
 
 @contextlib.contextmanager
 def _site(cluster: Cluster, variant: Variant) -> Iterator[Site]:
+    wait_acquainted(cluster)
     near, far = cluster.nodes
-    for node in (near, far):
-        node.daemon.wait_ready()
-    if variant is Variant.HOST_GW:
-        _route_directly(near, far)
-        _route_directly(far, near)
     pods = near.add_pod(), far.add_pod()
+    tunnel = _TUNNELS[variant.backend]
     with contextlib.ExitStack() as stack:
         fast = [near, far] if variant.is_fast else []
-        opened = tuple(stack.enter_context(fast_path_of(node)) for node in fast)
-        yield Site(variant, (near, far), pods, opened)
+        opened = tuple(stack.enter_context(fast_path_of(node, tunnel=tunnel)) for node in fast)
+        yield Site(_as_found(variant, near), (near, far), pods, opened)
 
 
-def _route_directly(node: Node, other: Node) -> None:
-    # Longer prefixes than the daemon's own route through its tunnel, which stays and is not used.
-    for half in other.pod_subnet().gateway.network.subnets():
-        node.namespace.ip(f"route add {half} via {_wire_address(other)} dev {_WIRE}")
-    node.use_subnet(PodSubnet(node.pod_subnet().gateway, _WIRE_MTU))
+def _as_found(variant: Variant, node: Node) -> Variant:
+    """Name the pump where the daemon made a TUN device and no programs are in front of it."""
+    is_pumped = not variant.is_fast and _has_tun(node)
+    return replace(variant, carrier=Carrier.PUMP) if is_pumped else variant
+
+
+def _has_tun(node: Node) -> bool:
+    shown = node.namespace.run("ip", "-json", "link", "show", "type", "tun").stdout
+    return bool(json.loads(shown or "[]"))
 
 
 def _bare(site: Site) -> Way:
     near, far = site.nodes
-    return Way(Variant.BARE, near.namespace, far.namespace, _wire_address(far), site)
+    return Way(BARE, near.namespace, far.namespace, _wire_address(far), site)

@@ -10,13 +10,16 @@ from ipaddress import IPv4Address
 from threading import Thread
 
 import pytest
-from fast_view import Counters, fast_path_of
+from fast_view import Counters, fast_path_of, pins_of
 from kersey_loader.layout import Program, Verdict
 from kersey_loader.tcx import remove_link
 from overlay_view import ip_json, lease_key, overlay_link, peer_routes, ready, subnet_of
 from testbed import Cluster, Namespace, Node, Pod, Probe, ping, udp_probe, wait_until
 
 SERVICE = IPv4Address("10.96.0.10")
+MAX_AGE = 5
+"""Seconds for which a direction is fast before the stack has to see it again."""
+
 FAST_SENT = (Program.FROM_POD, Verdict.FAST)
 FAST_RECEIVED = (Program.FROM_UPLINK, Verdict.FAST)
 
@@ -225,6 +228,24 @@ def test_a_rule_added_later_stops_an_admitted_flow(fast_network: Cluster) -> Non
         wait_until(lambda: is_silent(probe), timeout=6, what="the flow is stopped")
 
 
+@pytest.mark.parametrize("way", ["-s {0} -d {1}", "-s {1} -d {0}"], ids=["out", "in"])
+def test_a_rule_that_nobody_tells_of_stops_an_admitted_flow_when_it_is_checked_again(
+    fast_network: Cluster, requires: Callable[..., None], way: str
+) -> None:
+    requires("iptables-legacy")  # it sends no event
+    one = fast_network.nodes[0]
+    source, destination = fast_network.pods
+    rule = way.format(source.address, destination.address)
+    with udp_probe(source.namespace, destination.namespace, destination.address, rate=200) as probe:
+        counters = Counters(one)
+        wait_until(lambda: counters(*FAST_SENT) > 100, timeout=5, what="the flow is fast")
+        counters = Counters(one)
+        one.namespace.run("iptables-legacy", "-w", "-I", "FORWARD", *rule.split(), "-j", "DROP")
+        wait_until(lambda: is_silent(probe), timeout=MAX_AGE + 3, what="the flow is stopped")
+    assert counters(Program.FROM_POD, Verdict.STALE) > 0, counters.changed
+    assert counters(Program.FROM_POD, Verdict.FLUSHED) == 0, counters.changed
+
+
 def is_silent(probe: Probe) -> bool:
     """Return whether nothing came back for the time of sixty packets."""
     before = probe.returned
@@ -315,7 +336,7 @@ def exchange(client: socket.socket, server: Pod, number: int) -> None:
 
 def detach_all(node: Node) -> int:
     """Take every program off its device, as an operator would; return how many."""
-    links = list((node.bpf_dir / "vxlan-1" / "links").iterdir())
+    links = list((pins_of(node) / "links").iterdir())
     for link in links:
         remove_link(link)
     return len(links)
@@ -364,7 +385,7 @@ def test_restart_and_upgrade_under_ten_thousand_packets_a_second_lose_nothing(
                 node.daemon.restart()
             else:
                 node.daemon.stop()
-                for home in (node.bpf_dir / "vxlan-1").glob("programs-*"):
+                for home in pins_of(node).glob("programs-*"):
                     for pin in home.iterdir():
                         pin.unlink()
                     home.rmdir()

@@ -4,19 +4,22 @@ The oracle is a second testbed that is the same but for the programs. Each test 
 counters whether what should be fast was: equal results of two slow paths would prove nothing.
 """
 
+import errno
 import hashlib
 import random
 import shutil
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from kersey_loader.layout import Program
-from oracle import CLIENT, SERVER, End, Lane, Pair, RuleSet, Shot, shots, side_by_side
+from oracle import CLIENT, SERVER, End, Lane, Pair, RuleSet, Shot, side_by_side
+from oracle.judgement import FastCount, agree, compare_random, received
 from oracle.rules import (
     ANY_OTHER,
     BURST,
@@ -30,14 +33,10 @@ from oracle.rules import (
     TTL,
     TTL_MANGLE,
 )
-from oracle.shots import Checksum, Flow
-from oracle.side import pins_of, programs_of
+from oracle.shots import MTU, Checksum, Flow
+from oracle.side import WIDE, pins_of, programs_of
 from packets import TCP, UDP
-from testbed import Pod
-
-BATCHES = 30
-PLAIN = [Shot(sender=end, protocol=kind) for end in End for kind in (TCP, UDP)] * 2
-"""What has to be fast in any flow that may be."""
+from testbed import Pod, wait_until
 
 CASES = [
     pytest.param(rules, lane, id=f"{rules}-{lane.name.lower()}")
@@ -56,38 +55,6 @@ def pair() -> Iterator[Pair]:
         yield both
 
 
-def agree(pair: Pair) -> None:
-    """Fail with each packet that fared differently."""
-    differences = pair.differences()
-    assert not differences, "\n".join(differences)
-
-
-class FastCount:
-    """How many packets were fast since it was made, by node and program."""
-
-    def __init__(self, pair: Pair) -> None:
-        self._pair = pair
-        self._before = self._now()
-
-    def _now(self) -> dict[tuple[End, Program], int]:
-        return {(end, key): n for end in End for key, n in self._pair.fast.fast(end).items()}
-
-    def __call__(self) -> dict[tuple[End, Program], int]:
-        """Return the counts."""
-        return {key: count - self._before[key] for key, count in self._now().items()}
-
-
-def expected(rules: RuleSet, lane: Lane, batch: list[Shot], node: End, program: Program) -> range:
-    """Return the counts that are right: none where a rule rewrites, or a service translates."""
-    if not rules.fast or (lane is not Lane.DIRECT and node is CLIENT):
-        return range(1)
-    if program is Program.FROM_POD:
-        most = sum(shot.may_leave_fast for shot in batch if shot.sender is node)
-    else:
-        most = sum(shot.may_arrive_fast for shot in batch if shot.sender is not node)
-    return range(len(PLAIN) // len(End), most + 1)
-
-
 def test_the_testbeds_differ_in_the_programs_and_in_nothing_else(pair: Pair) -> None:
     plain, fast = (side.nodes for side in pair.sides)
     assert programs_of(plain) == []
@@ -99,31 +66,10 @@ def test_the_testbeds_differ_in_the_programs_and_in_nothing_else(pair: Pair) -> 
 
 @pytest.mark.parametrize(("rules", "lane"), CASES)
 def test_random_packets_fare_the_same(pair: Pair, rules: RuleSet, lane: Lane) -> None:
-    @settings(
-        max_examples=BATCHES,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        phases=[Phase.explicit, Phase.generate],  # a difference names its packet: nothing to shrink
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.lists(shots(), min_size=20, max_size=40))
-    def check(drawn: list[Shot]) -> None:
-        # First: a packet from a foreign port has the flow's next one judged by the stack.
-        batch = [*PLAIN, *(rules.comparable(shot, lane) for shot in drawn)]
-        flows = pair.flows(lane)
-        pair.prime(flows.udp, flows.tcp, flows.doomed)
-        fast = FastCount(pair)
-        pair.fire(*((shot, flows.of(shot)) for shot in batch))
-        agree(pair)
-        for (node, program), number in fast().items():
-            right = expected(rules, lane, batch, node, program)
-            assert number in right, f"{program.name} of {node.name}: {number} fast, not in {right}"
-
     with pair.under(rules):
         if rules.fast:
             pair.wait_fast()
-        check()
+        compare_random(pair, rules, lane)
 
 
 def primed(pair: Pair, protocol: int) -> Flow:
@@ -219,11 +165,6 @@ def test_a_rate_limit_does_not_count_an_admitted_flow_until_it_is_flushed(pair: 
             agree(pair)
 
 
-def received(pair: Pair) -> list[int]:
-    """Return how many packets came of shots since the last comparison, in each testbed."""
-    return [sum(map(len, side.arrivals().values())) for side in pair.sides]
-
-
 @pytest.mark.parametrize("protocol", [TCP, UDP])
 def test_a_rule_added_under_an_admitted_flow_stops_it(pair: Pair, protocol: int) -> None:
     pair.wait_fast()
@@ -242,6 +183,13 @@ def test_a_rule_added_under_an_admitted_flow_stops_it(pair: Pair, protocol: int)
         agree(pair)
 
 
+UDP_SEGMENT, IP_MTU_DISCOVER = 103, 10  # missing from the socket module
+PMTUDISC_PROBE, PMTUDISC_INTERFACE = 3, 4
+"""Whatever fits the pod's own device is sent: not to be fragmented, or as it comes."""
+
+LARGEST = MTU - 28
+"""Payload bytes of the longest datagram that the overlay takes."""
+
 PAYLOAD = random.Random(1).randbytes(16 << 20)
 UPLINK_FEATURES = {
     "all on": (),
@@ -251,11 +199,29 @@ UPLINK_FEATURES = {
 }
 
 
+Talkers = tuple[Pod, Pod]
+"""Two pods of one testbed whose stacks speak."""
+
+
 @pytest.fixture(scope="module")
-def talkers(pair: Pair) -> tuple[Pod, Pod]:
-    """Give two pods of the testbed with programs whose stacks speak."""
-    one, two = (node.add_pod() for node in pair.fast.nodes)
-    return one, two
+def both_talkers(pair: Pair) -> tuple[Talkers, Talkers]:
+    """Give pods that speak in both testbeds, without programs and with them."""
+    plain, fast = (
+        (one.add_pod(), two.add_pod()) for one, two in (side.nodes for side in pair.sides)
+    )
+    for end in End:
+        wait_until(partial(serves_all, pair, end), timeout=5, what="pods served")
+    return plain, fast
+
+
+def serves_all(pair: Pair, end: End) -> bool:
+    return pair.fast.ports_served(end) == len(pair.fast.nodes[end.value - 1].pods)
+
+
+@pytest.fixture
+def talkers(both_talkers: tuple[Talkers, Talkers]) -> Talkers:
+    """Give those of the testbed with programs."""
+    return both_talkers[1]
 
 
 @pytest.fixture(params=list(UPLINK_FEATURES.values()), ids=list(UPLINK_FEATURES))
@@ -280,15 +246,15 @@ def uplinks(
 @pytest.mark.usefixtures("uplinks")
 @pytest.mark.parametrize("sender", End)
 def test_a_tcp_stream_is_bit_exact_and_fast_whatever_the_uplink_can(
-    pair: Pair, talkers: tuple[Pod, Pod], sender: End
+    pair: Pair, talkers: Talkers, sender: End
 ) -> None:
     source, destination = talkers if sender is CLIENT else talkers[::-1]
-    sent = pair.fast.fast_bytes(sender)
+    sent = pair.fast.fast_sent(sender).bytes
     digest = transfer(source, destination)
     assert digest == hashlib.sha256(PAYLOAD).digest()
     assert checksum_errors(talkers) == ["0"] * 4
     # Handshake, end and first packets go through the stack.
-    assert pair.fast.fast_bytes(sender) - sent > 0.9 * len(PAYLOAD)
+    assert pair.fast.fast_sent(sender).bytes - sent > 0.9 * len(PAYLOAD)
 
 
 def transfer(source: Pod, destination: Pod) -> bytes:
@@ -316,9 +282,106 @@ def digest_of_one(listener: socket.socket) -> bytes:
     return digest.digest()
 
 
-def checksum_errors(pods: tuple[Pod, Pod]) -> list[str]:
+def checksum_errors(pods: Talkers) -> list[str]:
     """Return what each pod counted as wrong, TCP and UDP."""
     shown = [
         pod.namespace.run("nstat", "-asz", "TcpInCsumErrors", "UdpInCsumErrors") for pod in pods
     ]
     return [line.split()[1] for one in shown for line in one.stdout.splitlines()[1:]]
+
+
+SEGMENTED = {
+    "one byte each": (1, 64),
+    "no rest": (100, 1000),
+    "a shorter last one": (100, 1001),
+    "as long as the overlay takes": (LARGEST, 10 * LARGEST),
+    "as long as the overlay takes, and a rest": (LARGEST, 20000),
+    "64 kB": (1400, 64000),
+}
+
+
+@pytest.mark.usefixtures("uplinks")
+@pytest.mark.parametrize(("segment", "size"), SEGMENTED.values(), ids=SEGMENTED.keys())
+def test_datagrams_that_a_pod_sends_in_one_arrive_alike_whatever_the_uplink_can(
+    pair: Pair, both_talkers: tuple[Talkers, Talkers], segment: int, size: int
+) -> None:
+    payload = PAYLOAD[:size]
+    datagrams = [payload[at : at + segment] for at in range(0, size, segment)]
+    for pods in both_talkers:
+        with conversation(pods) as (client, server):
+            packets, fast = pair.fast.fast_sent(CLIENT).packets, FastCount(pair)
+            send_segmented(client, payload, segment)
+            assert [server.recv(1 << 16) for _ in datagrams] == datagrams
+    sent = pair.fast.fast_sent(CLIENT).packets - packets
+    assert (sent, fast()[CLIENT, Program.FROM_POD]) == (len(datagrams), 1)
+    # What reaches the other node in one is taken apart by its stack, and is never lost.
+    assert fast()[SERVER, Program.FROM_UPLINK] in (0, len(datagrams))
+    assert checksum_errors(both_talkers[1]) == ["0"] * 4
+
+
+@pytest.mark.parametrize("segment", [LARGEST + 1, 1600])
+def test_segments_beyond_the_overlay_s_mtu_are_refused_alike(
+    pair: Pair, both_talkers: tuple[Talkers, Talkers], segment: int
+) -> None:
+    fast = FastCount(pair)
+    for pods in both_talkers:
+        with wide(pods[0]), conversation(pods) as (client, _):
+            client.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_PROBE)
+            before = fast()
+            send_segmented(client, PAYLOAD[: 3 * segment], segment)
+            refused = partial(client.getsockopt, socket.SOL_SOCKET, socket.SO_ERROR)
+            assert wait_until(refused, timeout=5, what="refusal") == errno.EMSGSIZE
+            assert fast() == before
+
+
+@pytest.mark.parametrize("segment", [LARGEST + 1, 1600])
+def test_segments_beyond_the_overlay_s_mtu_that_may_be_fragmented_arrive_alike(
+    pair: Pair, both_talkers: tuple[Talkers, Talkers], segment: int
+) -> None:
+    payload = PAYLOAD[: 3 * segment]
+    datagrams = [payload[at : at + segment] for at in range(0, len(payload), segment)]
+    fast = FastCount(pair)
+    for pods in both_talkers:
+        with wide(pods[0]), conversation(pods) as (client, server):
+            client.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_INTERFACE)
+            before = fast()
+            send_segmented(client, payload, segment)
+            assert [server.recv(1 << 16) for _ in datagrams] == datagrams
+            assert fast() == before
+
+
+@contextmanager
+def conversation(pods: Talkers) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Yield the sockets of two pods that have exchanged datagrams: a flow that may be fast."""
+    client, server = (pod.namespace.call(partial(udp_socket, str(pod.address))) for pod in pods)
+    with client, server:
+        client.connect(server.getsockname())
+        server.connect(client.getsockname())
+        for sender, receiver in ((client, server), (server, client)) * 2:
+            sender.send(b"before")
+            assert receiver.recv(100) == b"before"
+        yield client, server
+
+
+def udp_socket(address: str) -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.bind((address, 0))
+    made.settimeout(5)
+    return made
+
+
+def send_segmented(client: socket.socket, payload: bytes, segment: int) -> None:
+    """Send datagrams of `segment` bytes each in one call."""
+    ancillary = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", segment))]
+    assert client.sendmsg([payload], ancillary) == len(payload)
+
+
+@contextmanager
+def wide(pod: Pod) -> Iterator[None]:
+    """Have a pod believe meanwhile that more fits than the overlay takes."""
+    ends = ((pod.node.namespace, pod.port), (pod.namespace, "eth0"))
+    for namespace, name in ends:
+        namespace.ip(f"link set {name} mtu {WIDE}")
+    yield
+    for namespace, name in ends:
+        namespace.ip(f"link set {name} mtu {MTU}")

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from kersey_control.events import Changed, Removed, Snapshot, StoreEvent
-from kersey_control.subnets.etcd import EtcdStore
+from kersey_control.subnets.base import SubnetStore
 from testbed.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _T = TypeVar("_T", bound=StoreEvent)
 class Following:
     """Collect the events of one store; `state` is what a consumer would believe."""
 
-    def __init__(self, store: EtcdStore) -> None:
+    def __init__(self, store: SubnetStore) -> None:
         self.events: list[StoreEvent] = []
         self.state: dict[IPv4Network, Lease] = {}
         self.stop = threading.Event()

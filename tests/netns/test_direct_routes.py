@@ -1,5 +1,6 @@
 """Peers without a tunnel: who is a neighbour, the routes to them, and flannel's in their place."""
 
+import socket
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -8,8 +9,9 @@ from kersey_control.backends.hostgw import HostGwBackend
 from kersey_control.errors import KernelError, PeerRefusedError
 from kersey_control.forwarding import Condition, Forwarding
 from kersey_control.lease import Lease
-from kersey_control.reconcile import Nexthop, Plan, Route
+from kersey_control.reconcile import DeviceRoute, Plan
 from kersey_control.rtnetlink import Hop
+from kersey_control.tun import Tun
 from kersey_control.underlay import Underlay
 from vxlan_lab import CONFIG, HOME, NETWORK, SUBNET, UPLINK_ADDRESS, Lab, ip, show, vxlan_backend
 
@@ -151,18 +153,25 @@ def test_direct_routing_decides_for_each_peer_and_anew_at_each_survey(lab: Lab) 
     assert [mac for mac, _ in lab.fdb()] == ["0e:2a:00:00:00:02"]
 
 
-def test_a_nexthop_without_gateway_carries_a_whole_network(lab: Lab) -> None:
-    lab.ready()
-    nexthop = Nexthop(
-        int(NETWORK.network_address), lab.backend.ifindex, IPv4Address(0), onlink=False
-    )
-    route = Route(NETWORK, nexthop.id)
-    assert lab.rtnl.apply(Plan(put=(nexthop, route))) == ()
-    found = lab.backend.actual()
-    assert nexthop in found.values()
-    assert route in found.values()
-    assert show("ip route get 10.128.77.1")[0]["dev"] == "flannel.1"
-    assert lab.rtnl.apply(Plan(remove=(route, nexthop))) == ()
+def test_a_route_by_its_device_alone_outlives_the_carrier(lab: Lab) -> None:
+    ip("tuntap add dev flannel0 mode tun")
+    ip("link set flannel0 up")
+    ifindex = socket.if_nametoindex("flannel0")
+    route = DeviceRoute(NETWORK, ifindex)
+    assert lab.rtnl.apply(Plan(put=(route,))) == ()
+
+    def ours() -> list[object]:
+        uplink = lab.uplink.ifindex
+        return list(lab.rtnl.owned(overlay=ifindex, uplink=uplink, network=NETWORK).values())
+
+    assert ours() == [route]
+    with Tun("flannel0"):
+        assert ours() == [route]
+    assert "NO-CARRIER" in show("ip link show flannel0")[0]["flags"]
+    assert ours() == [route]
+    assert show("ip route get 10.128.77.1")[0]["dev"] == "flannel0"
+    assert lab.rtnl.apply(Plan(remove=(route,))) == ()
+    assert ours() == []
 
 
 def _vxlan_lease(number: int, node: IPv4Address) -> Lease:

@@ -3,6 +3,7 @@
 import dataclasses
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network
@@ -10,21 +11,27 @@ from pathlib import Path
 
 import pytest
 from testbed import (
+    Backend,
     Capture,
     Cluster,
     ClusterError,
+    Form,
     Frame,
     Node,
     Vtep,
+    WireFormat,
+    WireWatch,
     icmp_probe,
     make_vtep,
     ordered_pairs,
     ping,
     reachability,
+    tally,
+    transfer,
     udp_probe,
     wait_until,
 )
-from testbed.addresses import OUTSIDE
+from testbed.addresses import OUTSIDE, Link
 from testbed.record import Record, leave_running
 
 
@@ -32,10 +39,11 @@ def subnet_of(node: Node) -> IPv4Network:
     return IPv4Network(f"10.244.{node.index}.0/24")
 
 
-def hand_made_mesh(cluster: Cluster, *, nodes: int, pods: int, routed: bool = False) -> list[Vtep]:
-    vteps = [
-        make_vtep(node, subnet_of(node)) for node in (cluster.add_node() for _ in range(nodes))
-    ]
+def hand_made_mesh(
+    cluster: Cluster, *, nodes: int, pods: int, routed: bool = False, links: int = 1
+) -> list[Vtep]:
+    added = [cluster.add_node(link=1 + turn % links) for turn in range(nodes)]
+    vteps = [make_vtep(node, subnet_of(node)) for node in added]
     for ours in vteps:
         for peer in vteps:
             if peer is not ours:
@@ -94,6 +102,129 @@ def test_routed_pods_reach_and_are_reached(cluster: Cluster) -> None:
     assert len(results) == 12
     assert [result for result in results if result.rtt_ms is None] == []
     assert ping(cluster.nodes[0].namespace, cluster.nodes[0].pods[0].address) is not None
+
+
+@pytest.fixture(scope="module")
+def two_links() -> Iterator[Cluster]:
+    with Cluster(prefix="ktl-") as cluster:
+        hand_made_mesh(cluster, nodes=3, pods=1, links=2)
+        yield cluster
+
+
+def test_nodes_of_two_links_are_joined_by_a_router(two_links: Cluster) -> None:
+    first, second, third = two_links.nodes
+    assert [str(node.address) for node in two_links.nodes] == [
+        "198.18.0.11",
+        "198.18.1.12",
+        "198.18.0.13",
+    ]
+    assert ttl_of_answer(first, second) == 63
+    assert ttl_of_answer(first, third) == 64
+    assert ping(second.namespace, OUTSIDE) is not None
+    results = reachability(ordered_pairs(two_links.pods))
+    assert [result for result in results if result.rtt_ms is None] == []
+
+
+def ttl_of_answer(source: Node, destination: Node) -> int:
+    done = source.namespace.run("ping", "-n", "-c", "1", "-w", "5", str(destination.address))
+    return int(done.stdout.split("ttl=")[1].split()[0])
+
+
+def test_the_router_knows_no_pods(two_links: Cluster) -> None:
+    assert "10.244." not in two_links.switch.run("ip", "route").stdout
+
+
+def test_a_cluster_of_one_link_does_not_route(mesh: Cluster) -> None:
+    forwarding = mesh.switch.run("cat", "/proc/sys/net/ipv4/ip_forward").stdout
+    assert forwarding == "0\n"
+
+
+def test_a_node_reaches_its_neighbour_through_the_router_until_told_otherwise(
+    two_links: Cluster,
+) -> None:
+    first, _, third = two_links.nodes
+    first.reach_through_router(third)
+    assert ttl_of_answer(third, first) == 63
+    assert ttl_of_answer(third, first) == 63  # no redirect has undone it
+    first.reach_as_before(third)
+    assert ttl_of_answer(third, first) == 64
+
+
+def test_a_node_takes_another_address_of_its_link(two_links: Cluster) -> None:
+    second, before = two_links.nodes[1], two_links.nodes[1].address
+    second.change_address(Link(2).network[99])
+    assert str(second.address) == "198.18.1.99"
+    assert ttl_of_answer(two_links.nodes[0], second) == 63
+    assert ping(second.namespace, OUTSIDE) is not None
+    second.change_address(before)
+    assert ttl_of_answer(two_links.nodes[0], second) == 63
+
+
+def test_every_pod_packet_on_the_wire_is_seen_once_and_in_its_form(two_links: Cluster) -> None:
+    one, two, _ = two_links.pods
+    with WireWatch(two_links.nodes) as watch:
+        with udp_probe(one.namespace, two.namespace, two.address) as probe:
+            probe.wait_flowing(50)
+        report = probe.stop()
+        sent = watch.stop()
+    found = tally(sent, Backend("vxlan"))
+    assert found.counts == {Form.VXLAN: 2 * report.sent}
+    assert str(found) == (
+        f"on the wire: {2 * report.sent:,} vxlan packets (VNI 1, port 8472), 0 plain"
+    )
+    assert found.complaint is None
+    assert [len(sent[node]) for node in two_links.nodes] == [report.sent, report.sent, 0]
+
+
+def test_packets_in_a_form_that_the_backend_does_not_use_are_named(two_links: Cluster) -> None:
+    one, two, three = two_links.pods
+    with WireWatch(two_links.nodes) as watch:
+        for destination in (two, three):
+            assert ping(one.namespace, destination.address) is not None
+        sent = watch.stop()
+    direct = tally(sent, Backend("vxlan", direct_routing=True))
+    assert set(direct.unexpected) == {
+        f"vxlan packet {one.address} > {three.address} from node1 to node3",
+        f"vxlan packet {three.address} > {one.address} from node3 to node1",
+    }
+    assert len(tally(sent, Backend("udp")).unexpected) == 4
+
+
+def test_a_packet_for_an_unknown_node_is_seen_in_plain(two_links: Cluster) -> None:
+    one, first = two_links.pods[0], two_links.nodes[0]
+    with WireWatch([first]) as watch:
+        one.namespace.run("ping", "-c", "1", "-W", "1", "10.244.99.2", check=False)
+        sent = watch.stop()
+    found = tally(sent, Backend("vxlan"))
+    assert (found.counts[Form.PLAIN], found.counts[Form.VXLAN]) == (1, 0)
+    assert found.unexpected == (
+        f"plain packet {one.address} > 10.244.99.2 from node1 to no node's pods",
+    )
+
+
+def test_a_transfer_tells_whether_all_bytes_arrived(two_links: Cluster) -> None:
+    one, two, _ = two_links.pods
+    assert transfer(one.namespace, two.namespace, two.address, size=1 << 20)
+    with pytest.raises(OSError, match="refused"):
+        transfer(one.namespace, two_links.pods[2].namespace, two.address, size=10)
+
+
+def test_hand_made_routes_carry_plain_packets(cluster: Cluster) -> None:
+    for _ in range(2):
+        node = cluster.add_node()
+        make_vtep(node, subnet_of(node))
+        node.add_pod()
+    one, two = cluster.nodes
+    for near, far in ((one, two), (two, one)):
+        near.namespace.ip(f"route add {subnet_of(far)} via {far.address}")
+    with Capture(two.namespace, "eth0") as capture:
+        assert ping(one.pods[0].namespace, two.pods[0].address) is not None
+        frames = capture.stop()
+    packets = WireFormat().packets(frames)
+    assert [(p.form, p.inner.ttl, p.outgoing) for p in packets] == [
+        (Form.PLAIN, 63, False),
+        (Form.PLAIN, 63, True),
+    ]
 
 
 def test_a_new_pod_takes_the_address_of_a_deleted_one_at_once(mesh: Cluster) -> None:
@@ -336,3 +467,19 @@ def test_record_never_ends_a_process_that_took_over_a_pid(
     assert cluster.nodes[0].daemon.is_running
     process.end()
     assert not cluster.nodes[0].daemon.is_running
+
+
+def test_a_capture_under_steady_traffic_has_all_that_passed_before_its_end(mesh: Cluster) -> None:
+    near, far = mesh.nodes[0].pods[0], mesh.nodes[1].pods[0]
+    flood = near.namespace.command("ping", "-f", "-q", "-c", "1000", str(far.address))
+    with (
+        udp_probe(near.namespace, far.namespace, far.address),
+        Capture(near.namespace, "eth0") as capture,
+        subprocess.Popen(flood, stdout=subprocess.DEVNULL) as pings,
+    ):
+        while pings.poll() is None:
+            sum(range(5_000_000))  # no other thread runs meanwhile: frames wait to be read
+        frames = capture.stop()
+    echoes = [frame for frame in frames if len(frame.raw) == 14 + 20 + 8 + 56]
+    assert len(echoes) >= 2000
+    assert capture.stop() == frames

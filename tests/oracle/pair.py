@@ -22,6 +22,7 @@ _LATE = 1.0
 """Seconds that a frame may come after the marker before it counts as lost."""
 
 _FIRST_PORT = 10000
+_LAST_NUMBER = 0xFFFF
 _PLAIN, _FAST = "--datapath=netlink", "--datapath=bpf"
 _GHOST_LEASE = (
     f'{{"PublicIP":"{SWITCH}","PublicIPv6":null,"BackendType":"vxlan",'
@@ -52,10 +53,11 @@ class FlowSet:
 class Pair:
     """Two testbeds that get the same packets: `plain` without programs, `fast` with them."""
 
-    def __init__(self, plain: Side, fast: FastSide) -> None:
+    def __init__(self, plain: Side, fast: FastSide, *, direct: bool) -> None:
         self.plain = plain
         self.fast = fast
-        self._numbers = count(1)
+        self.direct = direct
+        self._last = 0
         self._ports = count(_FIRST_PORT)
         self._log: dict[int, Shot] = {}
 
@@ -74,12 +76,23 @@ class Pair:
     def fire(self, *shots: tuple[Shot, Flow]) -> None:
         """Send shots into both testbeds, and wait until they are through."""
         for shot, flow in shots:
-            number = next(self._numbers)
-            self._log[number] = shot
+            number = self._number_for(shot)
             for side in self.sides:
                 side.send(number, shot, flow)
         for side in self.sides:
             side.sync()
+
+    def _number_for(self, shot: Shot) -> int:
+        """Return a number for a shot that nothing since the last comparison has.
+
+        Those that follow are taken as well if it is several packets. Numbers come round again: 16
+        bits are all there are.
+        """
+        number, self._last = self._last + 1, self._last + shot.datagrams
+        if self._last > _LAST_NUMBER:
+            number, self._last = 1, shot.datagrams
+        self._log.update(dict.fromkeys(range(number, self._last + 1), shot))
+        return number
 
     def prime(self, *flows: Flow) -> None:
         """Let flows be seen in both directions, TCP from its handshake on."""
@@ -158,18 +171,25 @@ def _shown(frames: list[str] | None) -> str:
 
 
 @contextmanager
-def side_by_side() -> Iterator[Pair]:
-    """Make both testbeds, the same up to the last address; remove them at the end."""
+def side_by_side(*, direct: bool = False) -> Iterator[Pair]:
+    """Make both testbeds, the same up to the last address; remove them at the end.
+
+    With `direct` the programs admit TCP between pods at once.
+    """
+    options = (_FAST, f"--admission={'direct' if direct else 'strict'}")
     with ExitStack() as stack:
         stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
         plain = stack.enter_context(Cluster(prefix="kon-"))
         fast = stack.enter_context(Cluster(prefix="kob-"))
         _start(plain, _PLAIN)
-        _start(fast, _FAST)
+        _start(fast, *options)
         # What one CPU sends and forwards stays in order: a marker is behind what it marks.
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        pair = Pair(_opened(stack, Side(plain, _PLAIN)), _opened(stack, FastSide(fast, _FAST)))
-        yield pair
+        yield Pair(
+            _opened(stack, Side(plain, _PLAIN)),
+            _opened(stack, FastSide(fast, *options)),
+            direct=direct,
+        )
 
 
 def _opened(stack: ExitStack, side: _S) -> _S:

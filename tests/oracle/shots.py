@@ -15,6 +15,8 @@ from typing import Any
 from hypothesis import strategies as st
 from packets import ACK, DONT_FRAGMENT, FIN, MORE_FRAGMENTS, PSH, RST, SYN, TCP, UDP, checksum
 
+from oracle.offload import Offload
+
 ICMP = 1
 MTU = 1450
 SMALL_MTU = 1400
@@ -25,7 +27,13 @@ GHOST = IPv4Network("10.244.77.0/24")
 
 SERVICE_PORT, BACKEND_PORT = 80, 8080
 CLIENT_START, SERVER_START = 1000, 5000
+_URG, _ECN_FLAGS = 0x20, 0xC0
+_VALID_FLAGS = {  # tcp_valid_flags of net/netfilter/nf_conntrack_proto_tcp.c
+    *(SYN, SYN | _URG, SYN | ACK, RST, RST | ACK),
+    *(FIN | ACK, FIN | ACK | _URG, ACK, ACK | _URG),
+}
 _CHECKSUM_AT = {TCP: 16, UDP: 6}
+_UDP_HEADER = 8
 _ETHERTYPE = 0x0800
 _RESERVED = 0x8000  # RFC 791: must be zero; nobody cares
 
@@ -124,6 +132,8 @@ class Shot:
     foreign_port: bool = False
     to_neighbour: bool = False
     vlan: int | None = None
+    segment: int = 0
+    """With it, a sending stack's UDP_SEGMENT: datagrams of so many payload bytes, in one frame."""
 
     def __str__(self) -> str:
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default]
@@ -136,28 +146,49 @@ class Shot:
         return self.protocol == TCP and bool(self.flags & CONTROL)
 
     @property
-    def may_arrive_fast(self) -> bool:
-        """Whether the receiving node may take it: what the sending one mended is not seen."""
+    def has_valid_flags(self) -> bool:
+        """Whether TCP's flags are a combination that conntrack takes for one."""
+        return self.protocol != TCP or self.flags & ~(PSH | _ECN_FLAGS) in _VALID_FLAGS
+
+    @property
+    def datagrams(self) -> int:
+        """Return how many packets a network without segmentation offload would see."""
+        return max(1, -(-self.size // self.segment)) if self.segment else 1
+
+    def may_arrive_fast(self, *, direct: bool = False) -> bool:
+        """Whether the receiving node may take it: what the sending one mended is not seen.
+
+        With `direct` admission that is so for what opens and ends a connection, too.
+        """
         return (
             self.protocol in _CHECKSUM_AT
-            and not self.is_control
+            and (direct or not self.is_control)
             and self.ttl > 1
             and not self.fragment & ~(DONT_FRAGMENT | _RESERVED)
             and not self.options
-            and self.length + min(self.length_error, 0) <= MTU
+            and self._length_on_wire + min(self.length_error, 0) <= MTU
             and self.target is Target.FLOW
         )
 
-    @property
-    def may_leave_fast(self) -> bool:
+    def may_leave_fast(self, *, direct: bool = False) -> bool:
         """Whether it has nothing that is always left to the stack."""
         odd = self.length_error or self.trailer or self.vlan
-        return self.may_arrive_fast and not (odd or self.foreign_port or self.to_neighbour)
+        beside = self.foreign_port or self.to_neighbour
+        return self.may_arrive_fast(direct=direct) and not (odd or beside)
 
     @property
     def length(self) -> int:
         """Return the true length of the IP packet in bytes."""
-        return 20 + len(self.options) + {TCP: 20, UDP: 8}.get(self.protocol, 8) + self.size
+        return self._headers + self.size
+
+    @property
+    def _headers(self) -> int:
+        return 20 + len(self.options) + {TCP: 20, UDP: 8}.get(self.protocol, 8)
+
+    @property
+    def _length_on_wire(self) -> int:
+        """Return the length of the longest packet that comes of it."""
+        return self._headers + (min(self.segment, self.size) if self.segment else self.size)
 
     def packet(self, number: int, flow: Flow) -> bytes:
         """Return the IP packet, identified by `number`."""
@@ -180,6 +211,13 @@ class Shot:
         head = destination + source + tag + struct.pack("!H", _ETHERTYPE)
         return head + self.packet(number, flow) + bytes(self.trailer)
 
+    def offload(self, frame: bytes) -> Offload:
+        """Return what a sending stack would ask of the device for this frame."""
+        if not self.segment:
+            return Offload(linear=len(frame))
+        start = len(frame) - self.trailer - self.size - _UDP_HEADER
+        return Offload(linear=start + _UDP_HEADER, segment=self.segment, checksum_start=start)
+
     def _destination(self, flow: Flow) -> IPv4Address:
         if self.target is Target.OTHER_GATEWAY:
             return (SERVER if self.sender is CLIENT else CLIENT).gateway
@@ -199,7 +237,9 @@ class Shot:
             return raw[:2] + _sum_field(self.checksum, checksum(raw)) + raw[4:]
         pseudo = addresses + struct.pack("!HH", self.protocol, len(raw))
         at = _CHECKSUM_AT[self.protocol]
-        return raw[:at] + _sum_field(self.checksum, checksum(pseudo + raw)) + raw[at + 2 :]
+        # Where a device is to segment, the field holds the pseudo header's sum, not inverted.
+        right = checksum(pseudo) ^ 0xFFFF if self.segment else checksum(pseudo + raw)
+        return raw[:at] + _sum_field(self.checksum, right) + raw[at + 2 :]
 
     def _tcp_header(self, number: int, flow: Flow) -> bytes:
         """Return the header; data is never in order, or the stack would merge packets (GRO)."""
@@ -262,11 +302,36 @@ _TWISTS: dict[str, st.SearchStrategy[Any]] = {
     "primed": st.just(value=False),
 }
 _DRAWN_MORE_OFTEN = ("size", "size", "flags", "tos", "ttl", "fragment")
+_OF_SEGMENTED = ("ttl", "tos", "checksum", "target", "foreign_port", "to_neighbour", "primed")
+"""What may change in a packet that the device segments: its headers are always in order."""
+
+_SEGMENTS = st.sampled_from([1, 100, 1372, 1373, 1421, 1422, 1423, 1500]) | st.integers(1, 1600)
+_SEGMENTED = 5
+"""One shot of so many."""
 
 
 @st.composite
 def shots(draw: st.DrawFn) -> Shot:
     """Draw a plain packet with up to four things changed: most bugs need one or two of them."""
+    return draw(_segmented() if draw(st.integers(1, _SEGMENTED)) == 1 else _single())
+
+
+@st.composite
+def _segmented(draw: st.DrawFn) -> Shot:
+    """Draw some datagrams in one, the last one perhaps shorter."""
+    segment = draw(_SEGMENTS)
+    basic = Shot(
+        sender=draw(st.sampled_from(End)),
+        fragment=draw(st.sampled_from([0, DONT_FRAGMENT])),
+        segment=segment,
+        size=draw(st.integers(2, 4)) * segment - draw(st.integers(0, segment - 1)),
+    )
+    chosen = draw(st.lists(st.sampled_from(_OF_SEGMENTED), max_size=2, unique=True))
+    return replace(basic, **{name: draw(_TWISTS[name]) for name in chosen})
+
+
+@st.composite
+def _single(draw: st.DrawFn) -> Shot:
     basic = Shot(
         sender=draw(st.sampled_from(End)),
         protocol=draw(st.sampled_from([TCP, UDP])),

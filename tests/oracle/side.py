@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fast_view import fast_path_of
+from kersey_loader.datapath import Count
 from kersey_loader.layout import Config, Program, Verdict
 from packets import checksum, ipv4, mac
 from testbed import Cluster, Node, Pod, wait_until
 
+from oracle.offload import Offload
 from oracle.shots import CLIENT, MTU, SERVER, End, Flow, Shot
 
 _ETH_P_ALL = 0x0003
-_SOL_PACKET, _PACKET_IGNORE_OUTGOING = 263, 23
+_SOL_PACKET, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 263, 15, 23
 _SO_RCVBUFFORCE = 33  # missing from the socket module
 _RECEIVE_BUFFER = 8 << 20
 _MARKER_PROTOCOL = 253  # RFC 3692: for experiments
@@ -37,8 +39,10 @@ _SETTINGS = {
     # Which ICMP errors are left out for being too many depends on time: leave none out.
     "net.ipv4.icmp_ratemask": 0,
     "net.ipv4.icmp_ratelimit": 0,
+    # The error about a fragment that stays alone would come into a later test.
+    "net.ipv4.ipfrag_time": 3600,
 }
-_WIDE = 1700
+WIDE = 1700
 """The pods' MTU in bytes: more than the overlay takes, so that there is something to refuse."""
 
 _WAYS = ("ingress", "egress")
@@ -60,19 +64,25 @@ class Wire:
     socket: socket.socket
     address: bytes
 
+    def send(self, frame: bytes, offload: Offload) -> None:
+        """Send a frame as a stack would that leaves `offload` to the device."""
+        self.socket.send(offload.header + frame)
+
     def read(self) -> Iterator[bytes]:
-        """Yield every frame that is there."""
+        """Yield every frame that is there, as it would be on a cable."""
         while True:
             try:
-                yield self.socket.recv(1 << 17)
+                data = self.socket.recv(1 << 17)
             except BlockingIOError:
                 return
+            offload, frame = Offload.split(data)
+            yield from offload.done(frame)
 
 
 class Side:
     """A testbed of two nodes with two pods each, prepared for the oracle."""
 
-    def __init__(self, cluster: Cluster, datapath: str) -> None:
+    def __init__(self, cluster: Cluster, *datapath: str) -> None:
         self.cluster = cluster
         self._datapath = datapath
         self._stack = ExitStack()
@@ -98,7 +108,7 @@ class Side:
     def restart_daemons(self, *options: str) -> None:
         """Restart the daemons with the datapath that they had and other `options`."""
         for node in self.nodes:
-            node.daemon.restart(self._datapath, *options)
+            node.daemon.restart(*self._datapath, *options)
         for node in self.nodes:
             node.daemon.wait_ready()
 
@@ -107,8 +117,8 @@ class Side:
             node.namespace.sysctl(name, value)
 
     def _open(self, pod: Pod) -> Wire:
-        pod.node.namespace.ip(f"link set {pod.port} mtu {_WIDE}")
-        pod.namespace.ip(f"link set eth0 mtu {_WIDE}")
+        pod.node.namespace.ip(f"link set {pod.port} mtu {WIDE}")
+        pod.namespace.ip(f"link set eth0 mtu {WIDE}")
         pod.namespace.run("nft", _SILENCE)
         opened = self._stack.enter_context(pod.namespace.call(_packet_socket))
         address = opened.getsockname()[4]
@@ -127,7 +137,7 @@ class Side:
         beside = self._wire(shot.sender, neighbour=not shot.foreign_port)
         destination = beside.address if shot.to_neighbour else self._gateway(shot.sender)
         frame = shot.frame(number, flow, source=wire.address, destination=destination)
-        wire.socket.send(frame)
+        wire.send(frame, shot.offload(frame))
 
     def sync(self) -> None:
         """Return once everything that was sent before has arrived, or will not."""
@@ -144,7 +154,8 @@ class Side:
             ident=0,
         )
         wire = self._wire(sender)
-        wire.socket.send(self._gateway(sender) + wire.address + b"\x08\x00" + packet)
+        frame = self._gateway(sender) + wire.address + b"\x08\x00" + packet
+        wire.send(frame, Offload(linear=len(frame)))
         goal = (self._wire(receiver).pod.name, self._marker)
         wait_until(lambda: self._has_seen(*goal), timeout=5, what="marker")
 
@@ -180,8 +191,8 @@ class Side:
 class FastSide(Side):
     """The testbed with programs; what they counted."""
 
-    def __init__(self, cluster: Cluster, datapath: str) -> None:
-        super().__init__(cluster, datapath)
+    def __init__(self, cluster: Cluster, *datapath: str) -> None:
+        super().__init__(cluster, *datapath)
         self._paths = [self._stack.enter_context(fast_path_of(node)) for node in self.nodes]
 
     def fast(self, end: End) -> dict[Program, int]:
@@ -192,10 +203,14 @@ class FastSide(Side):
             for program in (Program.FROM_POD, Program.FROM_UPLINK)
         }
 
-    def fast_bytes(self, sender: End) -> int:
-        """Return the bytes of inner packets that the node of `sender` has sent fast so far."""
-        traffic = self._paths[sender.value - 1].traffic().values()
-        return sum(peer.fast_sent.bytes for peer in traffic)
+    def fast_sent(self, sender: End) -> Count:
+        """Return what the node of `sender` has sent fast so far, segments as packets."""
+        sent = [peer.fast_sent for peer in self._paths[sender.value - 1].traffic().values()]
+        return Count(sum(each.packets for each in sent), sum(each.bytes for each in sent))
+
+    def ports_served(self, end: End) -> int:
+        """Return for how many pods of a node there is a fast path now."""
+        return len(self._paths[end.value - 1].pod_ports())
 
     def generations(self) -> list[int]:
         """Return the nodes' generations: another one voids every admitted flow."""
@@ -231,6 +246,7 @@ def pins_of(node: Node) -> list[Path]:
 def _packet_socket() -> socket.socket:
     made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+    made.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
     made.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
     made.setblocking(False)
     made.bind(("eth0", _ETH_P_ALL))

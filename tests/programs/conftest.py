@@ -5,19 +5,23 @@ from collections.abc import Iterator
 import pytest
 from bpf_lab import Lab, open_lab
 from kersey_loader.probe import probe
+from wires import VXLAN_WIRE
 
 
 @pytest.fixture(scope="module")
-def loaded_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def loaded_lab(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lab]:
     """Load the programs once for a module; only `lab` gives them out.
 
-    Not for the session: the whole process is in the lab's network namespace meanwhile.
+    A module that wants another tunnel's parametrises this with a Wire. Not for the session: the
+    whole process is in the lab's network namespace meanwhile.
     """
     directory = tmp_path_factory.mktemp("bpf")
     found = probe(directory)
     if not found.available:
         pytest.skip(f"missing: {'; '.join(found.missing)}")
-    with open_lab(directory) as opened:
+    with open_lab(directory, getattr(request, "param", VXLAN_WIRE)) as opened:
         yield opened
 
 

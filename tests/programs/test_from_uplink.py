@@ -192,6 +192,8 @@ TO_STACK = [
     Row("too-big", wire(overlay(datagram(bytes(1423)))), Verdict.TOO_BIG, ADMITTED),
     Row("gro-too-big", wire(overlay(segment(bytes(3000)))), Verdict.TOO_BIG, ADMITTED,
         gso_size=1411),
+    Row("super-datagram", wire(overlay(datagram(bytes(2000)))), Verdict.DATAGRAMS, ADMITTED,
+        gso_size=1000),
     Row("inner-length-short", wire(overlay(datagram(length=30))), Verdict.MALFORMED, ADMITTED),
     Row("inner-length-long", wire(overlay(datagram(length=90))), Verdict.LENGTH, ADMITTED),
     Row("outer-length-short", wire(PLAIN, length=70), Verdict.LENGTH, ADMITTED),

@@ -20,7 +20,7 @@ from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings
 from kersey_loader.errors import AttachError, CompileError, LoaderError, VerifierError
 from kersey_loader.layout import MapSpec, MapType, Program
 from kersey_loader.probe import probe
-from kersey_loader.tunnel import VxlanTunnel
+from kersey_loader.tunnel import TunnelKind, VxlanTunnel
 
 CONFIG = DatapathConfig(
     uplink=1,
@@ -149,10 +149,11 @@ def test_verifier_log_comes_out_whole_and_leaves_no_pins(
     assert not list(settings.directory.glob("programs-*"))
 
 
+@pytest.mark.parametrize("tunnel", TunnelKind)
 def test_programs_compile_without_a_remark(
-    settings: Settings, caplog: pytest.LogCaptureFixture
+    settings: Settings, caplog: pytest.LogCaptureFixture, tunnel: TunnelKind
 ) -> None:
-    with caplog.at_level("INFO"), load(settings):
+    with caplog.at_level("INFO"), load(replace(settings, tunnel=tunnel)):
         pass
     assert [record.message for record in caplog.records] == ["compiled and pinned programs"]
 
@@ -326,10 +327,11 @@ def test_structs_are_as_large_as_the_maps_say() -> None:
     }
 
 
+@pytest.mark.parametrize("tunnel", TunnelKind)
 def test_programs_stay_far_below_the_limit_of_any_kernel_that_can_run_them(
-    settings: Settings,
+    settings: Settings, tunnel: TunnelKind
 ) -> None:
     # A million verified instructions since 5.2; 131,072 before. Other compilers need some room.
-    with load(settings) as loaded:
+    with load(replace(settings, tunnel=tunnel)) as loaded:
         for program in Program:
             assert 0 < loaded.program_info(program).verified_instructions < 131_072 // 4

@@ -2,12 +2,20 @@
 
 import socket
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bpf_pair import Echo, Pair, ask, client, open_pair, stream, wait_until
+from bpf_pair import (
+    Echo,
+    Pair,
+    ask,
+    client,
+    exchange_while,
+    open_pair,
+    stream,
+    wait_until,
+)
 from kersey_loader.layout import Admission, Program, Verdict
 from kersey_loader.probe import probe
 
@@ -89,28 +97,7 @@ def test_our_encapsulation_is_the_kernels_and_the_other_way_round(pair: Pair) ->
 
 
 def flood(pair: Pair, disturb: Callable[[], None]) -> None:
-    """Exchange 3,000 datagrams one by one while `disturb` runs again and again."""
-    over = threading.Event()
-    failures: list[BaseException] = []
-
-    def go_on() -> None:
-        try:
-            while not over.wait(0.02):
-                disturb()
-        except BaseException as error:  # noqa: BLE001  # raised again below
-            failures.append(error)
-
-    with Echo(pair.far.pod, pair.far.address), client(pair.near.pod, pair.far.address) as opened:
-        ask(opened, b"first")
-        disturber = threading.Thread(target=go_on)
-        disturber.start()
-        try:
-            for number in range(3000):
-                assert ask(opened, b"%d" % number) == b"%d" % number
-        finally:
-            over.set()
-            disturber.join()
-    assert not failures
+    exchange_while(pair, disturb)
     assert min(fast(pair)) > 100
 
 

@@ -5,6 +5,7 @@ removed again on close. Needs root. Never touches the machine's own interfaces, 
 and imports nothing but the standard library.
 """
 
+from testbed.backend import Backend
 from testbed.capture import Capture, Frame
 from testbed.cluster import Cluster
 from testbed.daemon import Daemon
@@ -15,15 +16,21 @@ from testbed.node import Node, Pod, PodSubnet
 from testbed.probe import Probe, ProbeReport, icmp_probe, udp_probe
 from testbed.process import Process
 from testbed.reach import Reach, ordered_pairs, ping, reachability
+from testbed.told import fast_packets, told_by, wait_acquainted
+from testbed.transfer import transfer
 from testbed.vtep import Vtep, make_vtep
 from testbed.waiting import wait_until
+from testbed.wire import Form, WireError, WireFormat, WirePacket
+from testbed.wire_watch import WireTally, WireWatch, tally
 
 __all__ = [
+    "Backend",
     "Capture",
     "Cluster",
     "ClusterError",
     "Daemon",
     "Etcd",
+    "Form",
     "Frame",
     "Namespace",
     "Node",
@@ -34,11 +41,21 @@ __all__ = [
     "Process",
     "Reach",
     "Vtep",
+    "WireError",
+    "WireFormat",
+    "WirePacket",
+    "WireTally",
+    "WireWatch",
+    "fast_packets",
     "icmp_probe",
     "make_vtep",
     "ordered_pairs",
     "ping",
     "reachability",
+    "tally",
+    "told_by",
+    "transfer",
     "udp_probe",
+    "wait_acquainted",
     "wait_until",
 ]

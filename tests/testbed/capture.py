@@ -1,6 +1,7 @@
 """Raw frames as an interface sees them, without tcpdump. It only listens."""
 
 import socket
+import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ _ETH_P_ALL = 0x0003
 _PACKET_OUTGOING = 4
 _SO_RCVBUFFORCE = 33  # missing from the socket module
 _RECEIVE_BUFFER = 32 << 20
+_SOL_PACKET, _PACKET_STATISTICS = 263, 6  # missing from the socket module
+_STATISTICS = struct.Struct("II")
 _POLL = 0.05
-_DRAIN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Capture:
         self._socket = namespace.call(lambda: _packet_socket(interface))
         self._frames: list[Frame] = []
         self._stop = threading.Event()
-        self._drain_until = 0.0  # on an interface that is never quiet, reading must end too
+        self._passed = 0  # on an interface that is never quiet, reading must end too
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -54,8 +56,9 @@ class Capture:
 
     def stop(self) -> list[Frame]:
         """Stop once what passed before this call is read; return all frames."""
-        self._drain_until = time.monotonic() + _DRAIN
-        self._stop.set()
+        if not self._stop.is_set():
+            self._passed = _frames_passed(self._socket)
+            self._stop.set()
         self._reader.join()
         self._socket.close()
         return self.frames
@@ -63,15 +66,25 @@ class Capture:
     def _read(self) -> None:
         while True:
             stopping = self._stop.is_set()  # asked before reading, so that the queue is emptied
+            if stopping and len(self._frames) >= self._passed:
+                return
             try:
                 raw, sender = self._socket.recvfrom(1 << 17)
             except TimeoutError:
                 if stopping:
                     return
                 continue
-            if stopping and time.monotonic() > self._drain_until:
-                return
             self._frames.append(Frame(time.monotonic(), sender[2] == _PACKET_OUTGOING, raw))
+
+
+def _frames_passed(packets: socket.socket) -> int:
+    """Return how many frames the socket has taken in since it was bound; asked once only.
+
+    The kernel counts those that found no room in the buffer among all.
+    """
+    raw = packets.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _STATISTICS.size)
+    taken, dropped = _STATISTICS.unpack(raw)
+    return int(taken - dropped)
 
 
 def _packet_socket(interface: str) -> socket.socket:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from testbed.cluster import Cluster
 from testbed.errors import ClusterError
-from testbed.options import add_cluster_options, network_config
+from testbed.options import add_cluster_options, chosen_backend, objection
 from testbed.record import STATE_DIR, Record, leave_running
 from testbed.signals import exit_on_signals, undisturbed_afterwards
 
@@ -27,6 +27,7 @@ remove it:
 def up(arguments: argparse.Namespace) -> int:
     """Start a testbed and leave it running."""
     refuse_second()
+    backend = chosen_backend(arguments)
     with Cluster(state_dir=STATE_DIR) as cluster, undisturbed_afterwards():
         print(
             f"starting etcd, {arguments.nodes} nodes, {arguments.pods} pods each", file=sys.stderr
@@ -34,10 +35,11 @@ def up(arguments: argparse.Namespace) -> int:
         cluster.start(
             nodes=arguments.nodes,
             pods=arguments.pods,
-            config=network_config(arguments.backend),
+            config=backend.network_config,
             options=[f"--datapath={arguments.datapath}"],
+            links=arguments.links,
         )
-        leave_running(cluster, backend=arguments.backend)
+        leave_running(cluster, backend=str(backend))
     show(Record.load())
     print(look_around())
     return 0
@@ -114,7 +116,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; 1 for what failed, 2 for a wrong call."""
-    arguments = parser().parse_args(argv)
+    top = parser()
+    arguments = top.parse_args(argv)
+    wrong = objection(arguments) if arguments.run is up else None
+    if wrong is not None:
+        top.error(wrong)
     if os.geteuid() != 0:
         print("scripts/testbed: must be root: run with sudo", file=sys.stderr)
         return 2

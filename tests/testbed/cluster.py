@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from testbed.addresses import ETCD, LARGEST_NODE_INDEX, OUTSIDE, SWITCH, UNDERLAY
+from testbed.addresses import (
+    ETCD,
+    FIRST_LINK,
+    LARGEST_LINK,
+    LARGEST_NODE_INDEX,
+    OUTSIDE,
+    Link,
+)
 from testbed.errors import ClusterError
 from testbed.etcd import Etcd
 from testbed.namespace import Namespace
@@ -23,6 +30,9 @@ DEFAULT_CONFIG: Mapping[str, object] = {"Network": "10.244.0.0/16", "Backend": {
 
 class Cluster:
     """A testbed; two with different prefixes do not see each other.
+
+    The switch joins all nodes. On a second link, a bridge of its own there, the switch also is the
+    router between the links; it knows no pod addresses, as routers between nodes do not.
 
     `kerseyd` is the daemon's program, by default the one beside this Python. `state_dir` is made
     and, on close, removed with all logs and data; by default it is a new temporary directory.
@@ -40,6 +50,7 @@ class Cluster:
         self.kerseyd = kerseyd or Path(sys.executable).with_name("kerseyd")
         self.kersey = self.kerseyd.with_name("kersey")
         self.nodes: list[Node] = []
+        self._links: set[Link] = set()
         self._mtu = mtu
         self._stack = contextlib.ExitStack()
         try:
@@ -61,17 +72,37 @@ class Cluster:
 
     def _make_switch(self) -> Namespace:
         switch = self._stack.enter_context(Namespace(f"{self.prefix}switch"))
-        switch.ip(
-            f"link add br0 mtu {self._mtu} type bridge",
-            "link set br0 up",
-            f"addr add {SWITCH}/{UNDERLAY.prefixlen} dev br0",
-            f"addr add {OUTSIDE}/32 dev lo",
-        )
+        switch.ip(f"addr add {OUTSIDE}/32 dev lo")
+        self._add_link(switch, FIRST_LINK)
         return switch
+
+    def _add_link(self, switch: Namespace, link: Link) -> None:
+        switch.ip(
+            f"link add {link.bridge} mtu {self._mtu} type bridge",
+            f"link set {link.bridge} up",
+            f"addr add {link.gateway}/{link.network.prefixlen} dev {link.bridge}",
+        )
+        # Nodes that are told by a test to go through the router must not be told otherwise by it.
+        switch.sysctl(f"net.ipv4.conf.{link.bridge}.send_redirects", 0)
+        self._links.add(link)
+
+    def _ensure_link(self, link: Link) -> None:
+        if link in self._links:
+            return
+        if link.number not in range(1, LARGEST_LINK + 1):
+            raise ClusterError(f"link: got {link.number}, expected 1 to {LARGEST_LINK}")
+        self._add_link(self.switch, link)
+        self.forward_between_links()
+
+    def forward_between_links(self) -> None:
+        """Have the switch be a router, as it is from the second link on."""
+        self.switch.sysctl("net.ipv4.conf.all.send_redirects", 0)
+        self.switch.sysctl("net.ipv4.ip_forward", 1)
 
     def _make_etcd(self) -> Etcd:
         namespace = self._stack.enter_context(Namespace(f"{self.prefix}etcd"))
-        connect(namespace, self.switch, port="etcd", address=ETCD, mtu=self._mtu)
+        connect(namespace, self.switch, link=FIRST_LINK, port="etcd", address=ETCD, mtu=self._mtu)
+        namespace.ip(f"route add default via {FIRST_LINK.gateway}")
         etcd = Etcd(namespace, address=ETCD, state_dir=self.state_dir)
         self._stack.callback(etcd.stop)
         return etcd
@@ -114,11 +145,12 @@ class Cluster:
         self.etcd.start()
         self.etcd.put(CONFIG_KEY, json.dumps(config))
 
-    def add_node(self) -> Node:
-        """Return a new node on the underlay, with a daemon that is not started yet."""
+    def add_node(self, *, link: int = 1) -> Node:
+        """Return a new node on that link, with a daemon that is not started yet."""
         index = len(self.nodes) + 1
         if index > LARGEST_NODE_INDEX:
             raise ClusterError(f"the underlay has room for {LARGEST_NODE_INDEX} nodes")
+        self._ensure_link(Link(link))
         state_dir = self.state_dir / f"node{index}"
         state_dir.mkdir()
         node = Node(
@@ -127,6 +159,7 @@ class Cluster:
             switch=self.switch,
             mtu=self._mtu,
             state_dir=state_dir,
+            link=Link(link),
         )
         self._stack.callback(node.close)
         node.install_daemon(program=self.kerseyd, etcd_endpoint=self.etcd.endpoint)
@@ -140,14 +173,16 @@ class Cluster:
         pods: int,
         config: Mapping[str, object] = DEFAULT_CONFIG,
         options: Sequence[str] = (),
+        links: int = 1,
     ) -> None:
         """Bring up etcd, `nodes` nodes with running daemons, and `pods` pods on each.
 
+        Nodes take turns on the links: of three on two links, the first and the last share one.
         Daemons start at the same time; each must have written its subnet.env. Whether routes to
         all peers are there already is for the caller to wait for.
         """
         self.start_etcd(config)
-        added = [self.add_node() for _ in range(nodes)]
+        added = [self.add_node(link=1 + turn % links) for turn in range(nodes)]
         for node in added:
             node.daemon.start(*options)
         for node in added:

@@ -1,7 +1,8 @@
 """`scripts/demo`: bring up a cluster, let every pod ping every pod, say what answered.
 
-The result goes to stdout, a table or one JSON object; progress and errors go to stderr. It leaves
-nothing behind unless asked to.
+And in which form the packets crossed the underlay, as captured there. The result goes to stdout, a
+table or one JSON object; progress and errors go to stderr. It leaves nothing behind unless asked
+to.
 """
 
 import argparse
@@ -12,19 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from testbed.backend import Backend
 from testbed.cli import look_around, refuse_second
 from testbed.cluster import Cluster
 from testbed.errors import ClusterError
 from testbed.node import Node
-from testbed.options import add_cluster_options, network_config
+from testbed.options import add_cluster_options, chosen_backend, objection
 from testbed.probe import udp_probe
 from testbed.reach import Reach, ordered_pairs, reachability
 from testbed.record import STATE_DIR, leave_running
 from testbed.signals import exit_on_signals, undisturbed_afterwards
+from testbed.told import fast_packets, slow_packets, wait_acquainted
+from testbed.wire import Form
+from testbed.wire_watch import WireTally, WireWatch, tally
 
-_ANSWER_WITHIN = (
-    15  # seconds for a pair's first answer: daemons may still be learning of each other
-)
+_ANSWER_WITHIN = 15  # seconds for a pair's first answer
 _LOG_LINES = 15
 _DATAGRAMS = 500
 
@@ -34,13 +37,26 @@ class Outcome:
     """What the demo found."""
 
     cluster: Cluster
-    backend: str
+    backend: Backend
     traffic: "Traffic"
+    wire: WireTally
     results: list[Reach]
 
     @property
     def failed(self) -> list[Reach]:
         return [result for result in self.results if result.rtt_ms is None]
+
+    @property
+    def problem(self) -> str | None:
+        """What did not go as it should, None if all did."""
+        if self.failed:
+            return f"{len(self.failed)} pairs got no answer"
+        if self.wire.complaint is not None:
+            return self.wire.complaint
+        between = any(r.source.node is not r.destination.node for r in self.results)
+        if between and not self.wire.total:
+            return "nothing was seen on the wire"
+        return None
 
     def as_json(self) -> str:
         """Return one JSON object on one line."""
@@ -50,10 +66,14 @@ class Outcome:
                 "pods": len(self.cluster.pods),
                 "pairs": len(self.results),
                 "reachable": len(self.results) - len(self.failed),
-                "backend": self.backend,
+                "backend": self.backend.type,
+                "direct_routing": self.backend.direct_routing,
+                "links": len({node.link for node in self.cluster.nodes}),
                 "datapath": self.traffic.datapath,
                 "fast_packets": self.traffic.fast,
                 "slow_packets": self.traffic.slow,
+                "wire": {str(form): self.wire.counts[form] for form in Form},
+                "wire_unexpected": len(self.wire.unexpected),
                 "results": [
                     {"from": r.source.name, "to": r.destination.name, "rtt_ms": r.rtt_ms}
                     for r in self.results
@@ -69,7 +89,7 @@ class Outcome:
             f"backend {self.backend}, datapath {self.traffic.datapath}\n\n{nodes}\n\n"
             f"round trip in ms, from the row's pod to the column's\n{self._matrix()}\n\n"
             f"{answered} of {len(self.results)} ordered pod pairs answer"
-            f"{self._share()}"
+            f"{self._share()}\n{self.wire}"
         )
 
     def _share(self) -> str:
@@ -97,7 +117,7 @@ def _node_line(node: Node) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What the daemons say of the packets through the tunnel."""
+    """What the daemons say of the packets between nodes."""
 
     fast: int
     slow: int
@@ -111,13 +131,17 @@ class Traffic:
     def share(self) -> str:
         """Return in words which part of the packets took the fast path."""
         total = self.fast + self.slow
-        return f"the fast path carried {self.fast:,} of {total:,} tunnel packets"
+        return f"the fast path carried {self.fast:,} of {total:,} packets between nodes"
 
 
 def exchange_datagrams(cluster: Cluster) -> None:
-    """Have the first pods of neighbouring nodes talk: pings never leave the kernel's own path."""
+    """Have the first pods of the nodes talk in a ring: pings never leave the kernel's own path.
+
+    The ring is closed, since on two links no two nodes that follow each other share one.
+    """
     first = [node.pods[0] for node in cluster.nodes if node.pods]
-    for source, destination in pairwise(first):
+    ring = pairwise([*first, first[0]] if len(first) > 2 else first)
+    for source, destination in ring:
         with udp_probe(
             source.namespace, destination.namespace, destination.address, rate=_DATAGRAMS
         ) as probe:
@@ -126,20 +150,10 @@ def exchange_datagrams(cluster: Cluster) -> None:
 
 def observed_traffic(cluster: Cluster) -> Traffic:
     """Return the sum of what all nodes counted."""
-    fast = slow = 0
-    for node in cluster.nodes:
-        told = json.loads(
-            node.namespace.run(
-                cluster.kersey, "status", "--json", f"--state-dir={node.state_dir}"
-            ).stdout
-        )
-        verdicts = (told["fast_path"] or {}).get("verdicts", {})
-        for program in ("from_pod", "from_uplink"):
-            fast += verdicts.get(program, {}).get("fast", 0)
-        slow += sum(verdicts.get("to_overlay", {}).values())
-        received = verdicts.get("from_uplink", {})
-        slow += sum(received.values()) - received.get("fast", 0)
-    return Traffic(fast, slow)
+    return Traffic(
+        fast=sum(fast_packets(node, cluster) or 0 for node in cluster.nodes),
+        slow=sum(slow_packets(node, cluster) for node in cluster.nodes),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -153,31 +167,41 @@ def run(arguments: argparse.Namespace) -> int:
         except (ClusterError, TimeoutError) as error:
             return complain(f"{error}", cluster)
         print(outcome.as_json() if arguments.json else outcome.as_table(), flush=True)
-        if outcome.failed:
-            return complain(f"{len(outcome.failed)} pairs got no answer", cluster)
+        if outcome.problem is not None:
+            return complain(outcome.problem, cluster)
         if arguments.keep:
-            leave_running(cluster, backend=arguments.backend)
+            leave_running(cluster, backend=str(outcome.backend))
             say(look_around())
     return 0
 
 
 def build_and_ping(cluster: Cluster, arguments: argparse.Namespace) -> Outcome:
     """Return what the pings of all ordered pairs brought."""
-    say(f"starting etcd, {arguments.nodes} nodes and {arguments.pods} pods on each")
+    backend = chosen_backend(arguments)
+    on_links = f" on {arguments.links} links" if arguments.links > 1 else ""
+    say(f"starting etcd, {arguments.nodes} nodes{on_links} and {arguments.pods} pods on each")
     cluster.start(
         nodes=arguments.nodes,
         pods=arguments.pods,
-        config=network_config(arguments.backend),
+        config=backend.network_config,
         options=[f"--datapath={arguments.datapath}"],
+        links=arguments.links,
     )
+    wait_acquainted(cluster)
+    with WireWatch(cluster.nodes) as watch:
+        results = send_traffic(cluster)
+        wire = tally(watch.stop(), backend)
+    return Outcome(cluster, backend, observed_traffic(cluster), wire, results)
+
+
+def send_traffic(cluster: Cluster) -> list[Reach]:
+    """Ping all ordered pairs, exchange datagrams; return what the pings brought."""
     pairs = ordered_pairs(cluster.pods)
-    say(f"every node has its subnet; pinging {len(pairs)} ordered pod pairs")
+    say(f"every node knows the others; pinging {len(pairs)} ordered pod pairs")
     results = reachability(pairs, timeout=_ANSWER_WITHIN)
     say("sending datagrams between the nodes")
-    for node in cluster.nodes:
-        node.daemon.wait_ready()
     exchange_datagrams(cluster)
-    return Outcome(cluster, arguments.backend, observed_traffic(cluster), results)
+    return results
 
 
 def complain(problem: str, cluster: Cluster) -> int:
@@ -209,7 +233,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo: 0 if every pair answered, 1 if not, 2 for a wrong call."""
-    arguments = parser().parse_args(argv)
+    made = parser()
+    arguments = made.parse_args(argv)
+    wrong = objection(arguments)
+    if wrong is not None:
+        made.error(wrong)
     if os.geteuid() != 0:
         say("must be root: run with sudo")
         return 2

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Self
 
-from testbed.addresses import SWITCH, UNDERLAY, node_address
+from testbed.addresses import FIRST_LINK, Link, node_address
 from testbed.daemon import Daemon
 from testbed.errors import ClusterError
 from testbed.namespace import Namespace, run_here
@@ -100,12 +100,20 @@ class Node:
     """A node: uplink `eth0`, bridge `cni0` from the first bridged pod on, and perhaps a daemon."""
 
     def __init__(
-        self, *, prefix: str, index: int, switch: Namespace, mtu: int, state_dir: Path
+        self,
+        *,
+        prefix: str,
+        index: int,
+        switch: Namespace,
+        mtu: int,
+        state_dir: Path,
+        link: Link = FIRST_LINK,
     ) -> None:
         self.prefix = prefix
         self.index = index
         self.name = f"node{index}"
-        self.address = node_address(index)
+        self.link = link
+        self.address = node_address(index, link=link)
         self.state_dir = state_dir
         self.pods: list[Pod] = []
         self._daemon: Daemon | None = None
@@ -130,8 +138,15 @@ class Node:
         run_here("mount", "-t", "bpf", "bpf", self.bpf_dir)
 
     def _wire(self, switch: Namespace, mtu: int) -> None:
-        connect(self.namespace, switch, port=self.name, address=self.address, mtu=mtu)
-        self.namespace.ip(f"route add default via {SWITCH}")
+        connect(
+            self.namespace,
+            switch,
+            link=self.link,
+            port=self.name,
+            address=self.address,
+            mtu=mtu,
+        )
+        self.namespace.ip(f"route add default via {self.link.gateway}")
         self.namespace.sysctl("net.ipv4.ip_forward", 1)
 
     @property
@@ -158,6 +173,30 @@ class Node:
             ],
         )
         return self._daemon
+
+    def reach_through_router(self, other: "Node") -> None:
+        """Send what is for `other` to the gateway, even if it is on the same link.
+
+        Only packets that this node sends: the way back is `other`'s own.
+        """
+        self.namespace.ip(f"route replace {other.address}/32 via {self.link.gateway}")
+
+    def reach_as_before(self, other: "Node") -> None:
+        """Take back `reach_through_router`."""
+        self.namespace.ip(f"route del {other.address}/32 via {self.link.gateway}")
+
+    def change_address(self, address: IPv4Address) -> None:
+        """Take another address of the node's link; for a moment the node has none.
+
+        The old one goes first: deleting it would take the new one, its secondary, with it.
+        """
+        length = self.link.network.prefixlen
+        self.namespace.ip(
+            f"addr del {self.address}/{length} dev eth0",
+            f"addr add {address}/{length} dev eth0",
+            f"route replace default via {self.link.gateway}",
+        )
+        self.address = address
 
     def use_subnet(self, subnet: PodSubnet) -> None:
         """Say by hand what subnet.env would say: for nodes that run no daemon."""
@@ -223,12 +262,18 @@ class Node:
 
 
 def connect(
-    namespace: Namespace, switch: Namespace, *, port: str, address: IPv4Address, mtu: int
+    namespace: Namespace,
+    switch: Namespace,
+    *,
+    link: Link,
+    port: str,
+    address: IPv4Address,
+    mtu: int,
 ) -> None:
-    """Give `namespace` an `eth0` on the underlay; `port` is its name at the switch."""
+    """Give `namespace` an `eth0` on that link; `port` is its name at the switch."""
     namespace.ip(
         f"link add eth0 mtu {mtu} type veth peer name {port} mtu {mtu} netns {switch.name}",
-        f"addr add {address}/{UNDERLAY.prefixlen} dev eth0",
+        f"addr add {address}/{link.network.prefixlen} dev eth0",
     )
-    switch.ip(f"link set {port} master br0 up")
+    switch.ip(f"link set {port} master {link.bridge} up")
     namespace.ip("link set eth0 up")

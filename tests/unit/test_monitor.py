@@ -109,6 +109,16 @@ def test_devices_matter_by_number_and_by_name(
     assert _is_relevant(KernelChange(kind, ifindex=ifindex, name=name)) is expected
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_only_a_filter_of_ours_that_goes_calls_for_a_repair(*, ours: bool) -> None:
+    change = KernelChange(ChangeKind.QDISC, ifindex=OTHER, gone=True, ours=ours)
+    assert _is_relevant(change) is ours
+
+
+def test_a_foreign_shaper_on_our_device_calls_for_no_repair() -> None:
+    assert not _is_relevant(KernelChange(ChangeKind.QDISC, ifindex=UPLINK))
+
+
 def test_lost_changes_matter() -> None:
     assert _is_relevant(KernelChange(ChangeKind.OVERFLOW))
 

@@ -15,6 +15,7 @@ from kersey_control.errors import InvalidInputError
 from kersey_control.flags import HelpRequestedError, UsageError, flags_of, format_help
 from kersey_control.options import (
     Admission,
+    CniMode,
     Datapath,
     LogFormat,
     LogLevel,
@@ -61,6 +62,10 @@ OWN_DEFAULTS: Mapping[str, object] = {
     "datapath": Datapath.AUTO,
     "metrics-port": 0,
     "metrics-ip": "0.0.0.0",  # noqa: S104  # our default
+    "metrics-peers": 100,
+    "metrics-certfile": None,
+    "metrics-keyfile": None,
+    "metrics-cafile": None,
     "log-format": LogFormat.TEXT,
     "log-level": None,
     "node-id": "",
@@ -70,6 +75,11 @@ OWN_DEFAULTS: Mapping[str, object] = {
     "admission": Admission.STRICT,
     "spoof-check": SpoofCheck.DROP,
     "audit-interval": 60,
+    "cni-conf-dir": None,
+    "cni-conf-name": "10-kersey.conflist",
+    "cni-mode": CniMode.BRIDGE,
+    "cni-network": "cbr0",
+    "cni-bandwidth": False,
 }
 
 
@@ -413,3 +423,20 @@ def test_a_refusal_goes_to_stderr_with_exit_2() -> None:
     done = run(FLANNELD_HEALTHZ_PORT="http")
     assert done.returncode == 2
     assert "FLANNELD_HEALTHZ_PORT: got 'http', expected an integer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--cni-conf-name=10-kersey.conf",
+        "--cni-conf-name=../10-kersey.conflist",
+        "--cni-conf-name=.conflist",
+        "--cni-network=",
+        "--cni-network=-x",
+        "--cni-network=a/b",
+        "--cni-mode=ptp",
+    ],
+)
+def test_a_cni_option_that_no_runtime_would_take_is_refused(argument: str) -> None:
+    with pytest.raises(InvalidInputError):
+        parse_options([argument], {})

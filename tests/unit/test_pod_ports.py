@@ -1,7 +1,8 @@
 """Which devices are pod ports."""
 
-from kersey_control.devices import Device
-from kersey_control.pod_ports import find_pod_ports
+import pytest
+from kersey_control.devices import Device, Filter, Qdisc
+from kersey_control.pod_ports import PodPorts, find_pod_ports, find_shapers, set_apart_shaped
 
 CNI0 = Device(2, "cni0", "bridge", 1450)
 UPLINK = Device(3, "eth0", "veth", 1500, is_shared=True)
@@ -55,3 +56,36 @@ def test_the_smallest_mtu_of_bridge_and_ports_counts() -> None:
     )
     assert (found.mtu, found.bridge) == (1400, CNI0)
     assert find_pod_ports([], bridges=frozenset(), routed=frozenset(), uplink=3).mtu is None
+
+
+@pytest.mark.parametrize("kind", ["noqueue", "pfifo_fast", "fq_codel", "mq", "clsact"])
+def test_what_a_device_has_by_itself_shapes_nothing(kind: str) -> None:
+    assert find_shapers([Qdisc(4, kind)], []) == {}
+
+
+@pytest.mark.parametrize("kind", ["tbf", "htb", "ingress", "netem", "a-future-one"])
+def test_any_other_queueing_discipline_shapes(kind: str) -> None:
+    assert find_shapers([Qdisc(4, "mq"), Qdisc(4, kind)], []) == {4: f"qdisc {kind}"}
+
+
+def test_only_filters_of_others_count() -> None:
+    ours, foreign = Filter(4, "bpf", is_ours=True), Filter(5, "bpf", is_ours=False)
+    assert find_shapers([Qdisc(4, "clsact"), Qdisc(5, "clsact")], [ours, foreign]) == {
+        5: "filter bpf"
+    }
+
+
+FOUND = PodPorts(frozenset({4, 5}), CNI0, 1450)
+
+
+def test_a_shaped_port_is_named_with_its_reason_and_the_others_stay() -> None:
+    apart = set_apart_shaped(FOUND, shapers={4: "qdisc tbf", 9: "qdisc htb"}, past={1, 2})
+    assert apart.ports == {5}
+    assert apart.shaped == {4: "qdisc tbf"}
+    assert (apart.bridge, apart.mtu) == (FOUND.bridge, FOUND.mtu)
+
+
+def test_a_shaper_that_every_port_passes_leaves_none() -> None:
+    apart = set_apart_shaped(FOUND, shapers={4: "qdisc tbf", 2: "qdisc htb"}, past={1, 2})
+    assert apart.ports == frozenset()
+    assert apart.shaped == {4: "qdisc tbf", 5: "qdisc htb"}

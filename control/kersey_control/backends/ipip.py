@@ -1,8 +1,8 @@
 """The ipip backend: IP in IP (RFC 2003), with the device `flannel.ipip` as flannel has it.
 
 The kernel's own ipip device where it has the module, else a TUN device of the same name with a
-pump; routes and wire are the same. With DirectRouting a peer whose node is a neighbour on the
-uplink's link is reached by a plain route, others through the tunnel.
+pump and one route for the whole network; the wire is the same. With DirectRouting a peer whose
+node is a neighbour on the uplink's link is reached by a plain route, others through the tunnel.
 """
 
 import errno
@@ -68,11 +68,13 @@ class IpipBackend(PumpedBackend):
         return Peer(subnet=lease.subnet, node=lease.public_ip, via=via)
 
     def objects(self, peer: Peer) -> Iterable[KernelObject]:
-        """Return nexthop and route: through the tunnel the node itself is the gateway."""
+        """Return nexthop and route: through the kernel's device with the node as the gateway."""
         if peer.via is Via.DIRECT:
             return routed_by(peer, self._place.uplink.ifindex, peer.node, onlink=False)
         if peer.via is not Via.IPIP:
             raise refusal("via", peer.via, "ipip or direct")
+        if self.carrier:
+            return ()
         return routed_by(peer, self.ifindex, peer.node, onlink=True)
 
     def actual(self) -> KernelState:

@@ -26,6 +26,7 @@ from kersey_control.node_table import NodeTable
 from kersey_control.options import SpoofCheck
 from kersey_control.peer import Peer
 from kersey_control.proxy import Proxy
+from kersey_control.reconcile import DeviceRoute, KernelObject
 from kersey_control.rtnetlink import Rtnl
 from kersey_control.tun import Tun
 from kersey_control.uplink import Uplink
@@ -170,6 +171,13 @@ class PumpedBackend(Backend):
         if self._tun is not None:
             self._tun.close()
             self._tun = None
+
+    def common_objects(self) -> Iterable[KernelObject]:
+        """Return the one route that leads the whole network to a TUN device, as flannel's udp has.
+
+        Who has which subnet is decided behind it, packet by packet.
+        """
+        return (DeviceRoute(self._network, self.ifindex),) if self._tun is not None else ()
 
     @property
     def _place(self) -> _Place:

@@ -16,10 +16,8 @@ from kersey_control.lease import Lease
 from kersey_control.netconfig import UdpConfig
 from kersey_control.netlink import Links
 from kersey_control.peer import Peer, Via
-from kersey_control.reconcile import KernelObject, KernelState, Nexthop, Route
+from kersey_control.reconcile import KernelObject, KernelState
 from kersey_control.rtnetlink import Rtnl
-
-_NO_GATEWAY = IPv4Address(0)
 
 
 class UdpBackend(PumpedBackend):
@@ -52,14 +50,6 @@ class UdpBackend(PumpedBackend):
         """Return the peer that a lease describes."""
         check_lease(lease, frozenset({self.lease_type, self.name}))
         return Peer(subnet=lease.subnet, node=lease.public_ip, via=Via.UDP)
-
-    def common_objects(self) -> Iterable[KernelObject]:
-        """Return the one route for the whole network, as flannel has it."""
-        identity = int(self._network.network_address)
-        return (
-            Nexthop(identity, self.ifindex, _NO_GATEWAY, onlink=False),
-            Route(self._network, identity),
-        )
 
     def objects(self, peer: Peer) -> Iterable[KernelObject]:
         """Return nothing: the network's route leads to every peer."""

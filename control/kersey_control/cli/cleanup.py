@@ -3,14 +3,14 @@
 import os
 
 from kersey_control.cleanup import clean_node
-from kersey_control.cli.command import FileFlags
+from kersey_control.cli.schema import CleanupFlags
 from kersey_control.errors import KerseyError
 from kersey_control.lock import sole_user
 from kersey_control.netlink import Links
 from kersey_control.rtnetlink import Rtnl
 
 
-def run(flags: FileFlags) -> int:
+def run(flags: CleanupFlags) -> int:
     """Remove from this node everything that is Kersey's, saying what."""
     if os.geteuid() != 0:
         raise KerseyError("cleanup: got an unprivileged user, expected root (sudo kersey cleanup)")
@@ -19,6 +19,7 @@ def run(flags: FileFlags) -> int:
             subnet_file=flags.subnet_file,
             state_dir=flags.state_dir,
             bpf_dir=flags.bpf_dir,
+            cni_conf_dir=flags.cni_conf_dir,
             links=links,
             rtnl=rtnl,
         ):

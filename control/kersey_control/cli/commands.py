@@ -9,7 +9,7 @@ from typing import Any
 
 from kersey_control import __version__
 from kersey_control.cli.command import Command, FileFlags, JsonFlag, NodeFlags, NoFlags
-from kersey_control.cli.schema import DoctorFlags, FlowsFlags, LeasesFlags, TraceFlags
+from kersey_control.cli.schema import CleanupFlags, DoctorFlags, FlowsFlags, LeasesFlags, TraceFlags
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -74,7 +74,7 @@ def _completion(_flags: NoFlags, arguments: Sequence[str]) -> int:
     return run(COMMANDS, arguments[0])
 
 
-def _cleanup(flags: FileFlags, _arguments: Sequence[str]) -> int:
+def _cleanup(flags: CleanupFlags, _arguments: Sequence[str]) -> int:
     from kersey_control.cli.cleanup import run
 
     return run(flags)
@@ -135,5 +135,5 @@ COMMANDS: Mapping[str, Command[Any]] = {
         '/_kersey".\nfish: kersey completion fish > ~/.config/fish/completions/kersey.fish.',
         choices=SHELLS,
     ),
-    "cleanup": Command("remove everything of Kersey from this node", FileFlags, _cleanup),
+    "cleanup": Command("remove everything of Kersey from this node", CleanupFlags, _cleanup),
 }

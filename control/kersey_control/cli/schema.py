@@ -3,11 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import TypeVar
 
-from kersey_control.cli.command import OUTPUT, PACKET, SELECTION, JsonFlag, NodeFlags
+from kersey_control.cli.command import (
+    FILES,
+    OUTPUT,
+    PACKET,
+    SELECTION,
+    FileFlags,
+    JsonFlag,
+    NodeFlags,
+)
 from kersey_control.flags import BOOLEAN, Kind, flag, integer
-from kersey_control.options import EtcdFlags
+from kersey_control.options import PATH, EtcdFlags
 
 _T = TypeVar("_T")
 
@@ -90,4 +99,13 @@ class DoctorFlags(NodeFlags, EtcdFlags):
         group=SELECTION,
         help="send packets to peers: some pings and one datagram to each",
         own=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanupFlags(FileFlags):
+    """What `kersey cleanup` can be told."""
+
+    cni_conf_dir: Path = flag(
+        PATH, default="/etc/cni/net.d", group=FILES, help="the daemon's --cni-conf-dir", own=True
     )

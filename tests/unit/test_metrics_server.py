@@ -1,0 +1,227 @@
+"""/metrics over HTTP and HTTPS, and clients that do not behave."""
+
+import gzip
+import http.client
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from kersey_control.errors import InvalidInputError
+from kersey_control.metrics import server as server_module
+from kersey_control.metrics.certificates import Certificates
+from kersey_control.metrics.server import MOST_CONNECTIONS, MetricsServer, serve_metrics
+from kersey_control.options import Options, parse_options
+from kersey_control.status import Status
+from testbed import wait_until
+from tls_authority import Authority
+
+PAGE = b"kersey_ready 1\n" * 100
+HOST = "127.0.0.1"
+NO_ANSWER = r"closed|reset"
+NO_ENTRY = rf"{NO_ANSWER}|certificate|alert|EOF"
+
+
+@pytest.fixture
+def server() -> Iterator[MetricsServer]:
+    with MetricsServer(lambda: PAGE, address=HOST, port=0) as running:
+        yield running
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def get(
+    server: MetricsServer,
+    *,
+    path: str = "/metrics",
+    context: ssl.SSLContext | None = None,
+    accept: str = "identity",
+) -> Answer:
+    return fetch(server.port, path=path, context=context, accept=accept)
+
+
+def fetch(port: int, *, path: str, context: ssl.SSLContext | None, accept: str) -> Answer:
+    """Return what is answered; raises OSError where nothing is."""
+    connection = (
+        http.client.HTTPConnection(HOST, port, timeout=10)
+        if context is None
+        else http.client.HTTPSConnection(HOST, port, timeout=10, context=context)
+    )
+    with closing(connection):
+        connection.request("GET", path, headers={"Accept-Encoding": accept})
+        answer = connection.getresponse()
+        return Answer(answer.status, dict(answer.headers), answer.read())
+
+
+def silent(server: MetricsServer) -> socket.socket:
+    return socket.create_connection((HOST, server.port), timeout=10)
+
+
+def test_the_page_is_plain_or_compressed_as_the_client_understands(server: MetricsServer) -> None:
+    plain = get(server)
+    assert (plain.status, plain.body) == (200, PAGE)
+    assert plain.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    packed = get(server, accept="deflate, gzip")
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(packed.body) == PAGE
+
+
+def test_other_paths_are_not_found(server: MetricsServer) -> None:
+    assert get(server, path="/metrics?x=1").status == 200
+    answer = get(server, path="/")
+    assert answer.status == 404
+    assert b"/metrics" in answer.body
+
+
+def test_the_whole_daemons_page_is_served_before_anything_is_known() -> None:
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    options = Options(metrics_ip=HOST, metrics_port=port)
+    with serve_metrics(Status(), options):
+        text = fetch(port, path="/metrics", context=None, accept="").body.decode()
+    assert "kersey_build_info" in text
+    assert "kersey_process_resident_memory_bytes" in text
+    assert "python_gc" not in text
+
+
+def test_a_taken_port_is_refused_by_name(server: MetricsServer) -> None:
+    with (
+        pytest.raises(InvalidInputError, match="metrics-port"),
+        MetricsServer(lambda: PAGE, address=HOST, port=server.port),
+    ):
+        pass
+
+
+def test_closing_frees_the_port(server: MetricsServer) -> None:
+    port = server.port
+    server.__exit__(None, None, None)
+    with MetricsServer(lambda: PAGE, address=HOST, port=port) as again:
+        assert get(again).status == 200
+
+
+def test_silent_clients_are_bounded_and_those_who_leave_make_room(server: MetricsServer) -> None:
+    with ExitStack() as opened:
+        clients = [opened.enter_context(silent(server)) for _ in range(MOST_CONNECTIONS)]
+        refused = opened.enter_context(silent(server))
+        refused.settimeout(3)  # less than the patience with those that came first
+        assert refused.recv(1) == b""
+        clients.pop().close()
+        wait_until(lambda: answers(server), timeout=10, what="room for one more")
+
+
+def answers(server: MetricsServer) -> bool:
+    try:
+        return get(server).status == 200
+    except OSError:
+        return False
+
+
+def test_a_page_that_fails_is_logged_and_the_next_one_is_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pages = [PAGE]
+    with MetricsServer(pages.pop, address=HOST, port=0) as server:
+        assert get(server).status == 200
+        with pytest.raises(OSError, match=NO_ANSWER):
+            get(server)
+        pages.append(PAGE)
+        assert get(server).status == 200
+    assert "scrape failed" in caplog.text
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "authority", address=HOST)
+
+
+@pytest.fixture
+def secured(authority: Authority) -> Iterator[MetricsServer]:
+    certfile, keyfile = authority.issue("server")
+    certificates = Certificates(certfile=certfile, keyfile=keyfile, cafile=None)
+    with MetricsServer(lambda: PAGE, address=HOST, port=0, certificates=certificates) as running:
+        yield running
+
+
+def test_the_page_comes_by_tls_and_only_by_tls(
+    secured: MetricsServer, authority: Authority
+) -> None:
+    assert get(secured, context=authority.client()).body == PAGE
+    with pytest.raises(OSError, match=NO_ANSWER):
+        get(secured)
+
+
+def test_a_client_that_never_begins_its_handshake_holds_up_nobody(
+    secured: MetricsServer, authority: Authority
+) -> None:
+    with silent(secured):
+        assert get(secured, context=authority.client()).status == 200
+
+
+def test_a_client_that_never_begins_its_handshake_is_let_go(
+    secured: MetricsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_PATIENCE", 0.1)
+    with silent(secured) as client:
+        assert client.recv(1) == b""
+
+
+def test_clients_show_a_certificate_where_an_authority_for_them_is_given(
+    authority: Authority, tmp_path: Path
+) -> None:
+    certfile, keyfile = authority.issue("server")
+    certificates = Certificates(certfile=certfile, keyfile=keyfile, cafile=authority.certfile)
+    stranger = Authority(tmp_path / "stranger", address=HOST).issue("client")
+    with MetricsServer(lambda: PAGE, address=HOST, port=0, certificates=certificates) as server:
+        known = authority.client(certificate=authority.issue("client"))
+        assert get(server, context=known).body == PAGE
+        for context in (authority.client(), authority.client(certificate=stranger)):
+            with pytest.raises(OSError, match=NO_ENTRY):
+                get(server, context=context)
+
+
+def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_never(
+    authority: Authority, tmp_path: Path, secured: MetricsServer
+) -> None:
+    certfile, keyfile = authority.directory / "server.crt", authority.directory / "server.key"
+    certfile.write_text("no certificate")
+    assert get(secured, context=authority.client()).status == 200
+    successor = Authority(tmp_path / "successor", address=HOST)
+    for source, target in zip(successor.issue("server"), (certfile, keyfile), strict=True):
+        source.replace(target)
+    assert get(secured, context=successor.client()).status == 200
+    with pytest.raises(ssl.SSLError):
+        get(secured, context=authority.client())
+
+
+@pytest.mark.parametrize("broken", ["certfile", "keyfile", "cafile"])
+def test_unusable_files_are_refused_at_the_start_by_name(
+    authority: Authority, tmp_path: Path, broken: str
+) -> None:
+    certfile, keyfile = authority.issue("server")
+    usable = Options(
+        metrics_ip=HOST,
+        metrics_certfile=certfile,
+        metrics_keyfile=keyfile,
+        metrics_cafile=authority.certfile,
+    )
+    for bad in (tmp_path / "absent", tmp_path):
+        options = replace(usable, **{f"metrics_{broken}": bad})  # type: ignore[arg-type]
+        with (
+            pytest.raises(InvalidInputError, match=rf"metrics-{broken}.*{bad.name}"),
+            serve_metrics(Status(), options),
+        ):
+            pass
+
+
+def test_each_flag_names_the_one_that_it_needs() -> None:
+    for flag, needed in (("certfile", "keyfile"), ("keyfile", "certfile"), ("cafile", "certfile")):
+        with pytest.raises(Exception, match=rf"--metrics-{flag}: .*--metrics-{needed} beside it"):
+            parse_options([f"--metrics-{flag}=/x"], {})

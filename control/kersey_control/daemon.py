@@ -135,7 +135,8 @@ def _told(options: Options) -> ToldOptions:
         max_flows=options.max_flows,
         renew_margin=60.0 * options.subnet_lease_renew_margin,
         forward_rules=options.iptables_forward_rules,
-        etcd_endpoints=options.etcd_endpoints,
+        store="kubernetes" if options.kube_subnet_mgr else "etcd",
+        etcd_endpoints=() if options.kube_subnet_mgr else options.etcd_endpoints,
         etcd_prefix=options.etcd_prefix,
     )
 

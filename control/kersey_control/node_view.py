@@ -185,7 +185,8 @@ def read_subnet_env(path: Path) -> SubnetEnv | None:
 def read_peers(view: NodeView) -> list[ToldPeer]:
     """Return the daemon's peers, or where none answers those that the kernel holds.
 
-    Raises KernelError.
+    Those that the programs know where the kernel's state names none, as with the udp backend, whose
+    one route is for all. Raises KernelError.
     """
     if view.told is not None:
         with suppress(UnavailableError):  # it ended meanwhile
@@ -196,7 +197,21 @@ def read_peers(view: NodeView) -> list[ToldPeer]:
         return []
     with Rtnl() as rtnl:
         state = rtnl.owned(overlay=overlay, uplink=uplink, network=view.network)
-    return peers_in_kernel(state, overlay=overlay, via=view.backend)
+    return peers_in_kernel(state, overlay=overlay, via=view.backend) or _peers_in_maps(view)
+
+
+def _peers_in_maps(view: NodeView) -> list[ToldPeer]:
+    try:
+        with view.open_pins() as pins:
+            peers = sorted(pins.peers().items())
+    except UnavailableError:
+        return []
+    return [
+        ToldPeer(
+            str(subnet), str(peer.node), "direct" if peer.direct else view.backend, "programmed"
+        )
+        for subnet, peer in peers
+    ]
 
 
 def peers_in_kernel(state: KernelState, *, overlay: int | None, via: str) -> list[ToldPeer]:

@@ -334,7 +334,7 @@ def test_without_a_daemon_commands_work_from_what_it_left(
         status = asked(one, "status", check=False)
         assert status.returncode == 1
         assert "none runs; the kernel forwards" in status.stdout
-        assert "1 in the kernel, 1 of them whole" in status.stdout
+        assert "1 left, 1 of them whole" in status.stdout
         assert "no kerseyd runs here" in status.stderr
         (peer,) = asked_json(one, "peers")["peers"]
         assert (peer["node"], peer["condition"]) == (str(two.address), "programmed")

@@ -28,7 +28,8 @@ from kersey_control.doctor.host import Process
 from kersey_control.errors import KernelError
 from kersey_control.netconfig import parse_network_config
 from kersey_control.rules.base import Hazard
-from kersey_control.told import ToldLease, ToldPeers, ToldStatus, ToldStore
+from kersey_control.subnets.etcd_options import EtcdOptions
+from kersey_control.told import ToldLease, ToldOptions, ToldPeers, ToldStatus, ToldStore
 from operator_values import NETWORK, SUBNET, flow, node_view, vxlan
 
 KERSEYD = Process(10, "kerseyd", "/usr/bin/python3 /usr/local/sbin/kerseyd --ip-masq")
@@ -461,6 +462,14 @@ def test_a_store_that_only_the_daemon_can_ask_is_no_fault() -> None:
     expect([store.judge_silence("down", "http://a:1", knows=True)], NOTE, "http://a:1", "--etcd-")
     lost = store.judge_silence("down", "http://a:1, http://b:1", knows=False)
     expect([lost], ERROR, "down", "etcdctl --endpoints=http://a:1,http://b:1 endpoint health")
+
+
+def test_of_another_store_than_etcd_the_daemon_knows() -> None:
+    state = told(options=ToldOptions(store="kubernetes"), store=ToldStore(trouble="410 Gone"))
+    view = node_view(told=state)
+    expect(store.check(EtcdOptions(), view), ERROR, "(kubernetes) does not answer: 410 Gone")
+    connected = msgspec.structs.replace(state, store=ToldStore(connected=True))
+    expect(store.check(EtcdOptions(), node_view(told=connected)), None)
 
 
 def test_a_config_of_another_network_needs_a_restart() -> None:

@@ -26,7 +26,7 @@ def run(flags: NodeFlags) -> int:
     """Print all peers; 1 if one of them is not programmed."""
     view = view_node(flags)
     traffic, trouble = _traffic(view)
-    rows = list(_rows(_complete(read_peers(view), traffic, view), traffic))
+    rows = list(_rows(read_peers(view), traffic))
     if flags.json:
         source = "daemon" if view.told else "kernel"
         print_json({"source": source, "traffic_trouble": trouble, "peers": rows})
@@ -44,21 +44,6 @@ def _traffic(view: NodeView) -> tuple[Mapping[IPv4Network, ViewedPeer], str]:
             return (pins.peers(), "") if view.programs else ({}, view.pins_trouble)
     except UnavailableError as error:
         return {}, str(error)
-
-
-def _complete(
-    peers: list[ToldPeer], viewed: Mapping[IPv4Network, ViewedPeer], view: NodeView
-) -> list[ToldPeer]:
-    """Return peers, with those that only the programs know where there is no other source.
-
-    The udp backend's kernel state does not name peers.
-    """
-    if view.told is not None or peers:
-        return peers
-    return [
-        ToldPeer(str(each.subnet), str(each.node), view.backend, "programmed")
-        for each in viewed.values()
-    ]
 
 
 def _rows(

@@ -75,7 +75,7 @@ def share(verdicts: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _store(told: ToldStatus) -> str:
-    where = ", ".join(told.options.etcd_endpoints)
+    where = ", ".join(told.options.etcd_endpoints) or told.options.store
     return f"connected ({where})" if told.store.connected else f"lost: {told.store.trouble}"
 
 
@@ -108,7 +108,7 @@ def _left(view: NodeView) -> Iterator[tuple[str, str]]:
         yield "peers", f"cannot be read: {error}"
     else:
         whole = sum(peer.condition == "programmed" for peer in peers)
-        yield "peers", f"{len(peers)} in the kernel, {whole} of them whole"
+        yield "peers", f"{len(peers)} left, {whole} of them whole"
 
 
 def _admission(view: NodeView) -> str:

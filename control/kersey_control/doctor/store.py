@@ -9,6 +9,7 @@ from kersey_control.errors import InvalidInputError, StoreError
 from kersey_control.netconfig import NetworkConfig, parse_network_config
 from kersey_control.node_view import NodeView
 from kersey_control.subnets.etcd import EtcdOptions, EtcdStore, StoredLease
+from kersey_control.told import ToldStatus
 
 _JUMP = 120.0
 _DEFAULTS = EtcdOptions()
@@ -23,7 +24,10 @@ class Stored:
 
 
 def check(options: EtcdOptions, view: NodeView) -> Iterator[Finding]:
-    """Ask the store that flags name, else the one that the daemon uses."""
+    """Ask the etcd that flags name, else the one that the daemon uses; of another store, it."""
+    if view.told is not None and view.told.options.store != "etcd":
+        yield from judge_told(view.told)
+        return
     chosen = _chosen(options, view)
     where = ", ".join(chosen.endpoints)
     try:
@@ -45,6 +49,16 @@ def check(options: EtcdOptions, view: NodeView) -> Iterator[Finding]:
             yield from judge_clock(
                 told=view.told.lease.expires_at, stored=ends, now=time.time(), margin=margin
             )
+
+
+def judge_told(told: ToldStatus) -> Iterator[Finding]:
+    """Say what the daemon itself says of its store."""
+    if not told.store.connected:
+        yield error(
+            f"the lease store ({told.options.store}) does not answer: {told.store.trouble}",
+            "forwarding goes on with what is known, but new nodes stay unknown",
+            "look whether the API server can be reached from this node, and into kerseyd's log",
+        )
 
 
 def judge_silence(failure: str, where: str, *, knows: bool) -> Finding:

@@ -4,7 +4,9 @@ import gzip
 import http.client
 import socket
 import ssl
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,6 +92,19 @@ def test_the_whole_daemons_page_is_served_before_anything_is_known() -> None:
     assert "kersey_build_info" in text
     assert "kersey_process_resident_memory_bytes" in text
     assert "python_gc" not in text
+
+
+def test_pages_are_made_on_one_thread_whoever_asks() -> None:
+    makers = set()
+
+    def page() -> bytes:
+        makers.add(threading.get_ident())
+        return PAGE
+
+    with MetricsServer(page, address=HOST, port=0) as server, ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda _: get(server).status, range(24)))
+    assert answers == [200] * 24
+    assert len(makers) == 1
 
 
 def test_a_taken_port_is_refused_by_name(server: MetricsServer) -> None:

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,7 +138,11 @@ class MetricsServer:
 
 
 class _Server(ThreadingHTTPServer):
-    """A thread for each connection, which also does the TLS handshake."""
+    """A thread for each connection, which also does the TLS handshake, and one that makes pages.
+
+    Were pages made by the connections' own threads, the memory of each would stay in as many malloc
+    arenas as glibc allows: eight a CPU, 36 MB with 1,000 peers and two CPUs.
+    """
 
     daemon_threads = True
 
@@ -150,7 +155,8 @@ class _Server(ThreadingHTTPServer):
         certificates: Certificates | None,
     ) -> None:
         self.address_family = family
-        self.page = page
+        self._page = page
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="metrics-page")
         self._certificates = certificates
         self._connections = 0
         self._lock = Lock()
@@ -160,6 +166,23 @@ class _Server(ThreadingHTTPServer):
         """Bind without the reverse name lookup of http.server, which can hang for seconds."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def server_close(self) -> None:
+        """Stop listening; connections in progress end by themselves."""
+        super().server_close()
+        self._maker.shutdown(wait=False)
+
+    def body(self, encoding: str) -> bytes:
+        """Return the page as it is now, in this encoding. Pages asked for at once take turns."""
+        try:
+            making = self._maker.submit(self._make, encoding)
+        except RuntimeError as error:
+            raise ConnectionAbortedError("the server was closed meanwhile") from error
+        return making.result()
+
+    def _make(self, encoding: str) -> bytes:
+        page = self._page()
+        return gzip.compress(page, compresslevel=_FASTEST) if encoding == "gzip" else page
 
     def verify_request(self, request: object, client_address: object) -> bool:
         """Accept a connection if there are not too many; each is shut down once, in any case."""
@@ -206,10 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0] != _PATH:
             self._answer(HTTPStatus.NOT_FOUND, f"the metrics are at {_PATH}\n".encode())
             return
-        body, encoding = self.server.page(), ""
-        if "gzip" in self.headers.get("Accept-Encoding", ""):
-            body, encoding = gzip.compress(body, compresslevel=_FASTEST), "gzip"
-        self._answer(HTTPStatus.OK, body, encoding)
+        encoding = "gzip" if "gzip" in self.headers.get("Accept-Encoding", "") else ""
+        self._answer(HTTPStatus.OK, self.server.body(encoding), encoding)
 
     def log_message(self, *_args: object) -> None:
         """Write no access log."""

@@ -73,6 +73,7 @@ class Side:
         self.address = f"10.244.{number}.10"
         self.datapath: Datapath | None = None
         self.proxy: Proxy | None = None
+        self.tun = -1
 
     def build(self, stack: ExitStack) -> None:
         """Make the devices, addresses and routes of flannel's own slow path."""
@@ -114,7 +115,7 @@ class Side:
         self.node.run(*f"bridge fdb add 0e:00:00:00:00:0{m} dst 198.18.0.{m} dev flannel.1".split())
 
     def _add_proxy(self, stack: ExitStack) -> None:
-        tun = self.node.call(lambda: open_tun("flannel0"))
+        self.tun = tun = self.node.call(lambda: open_tun("flannel0"))
         stack.callback(os.close, tun)
         self.node.ip(
             f"link set flannel0 mtu {self.backend.mtu} up",

@@ -20,6 +20,7 @@ from testbed.namespace import Namespace
 from wires import IPIP, UDP_PORT, UDP_WIRE, Wire
 
 _TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
 _IFF_TUN, _IFF_NO_PI = 1, 0x1000
 _IP_MTU_DISCOVER, _PMTUDISC_DO = 10, 2
 
@@ -29,6 +30,14 @@ def open_tun(name: str) -> int:
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
     return fd
+
+
+def let_go(tun: int) -> None:
+    """Keep the device without a process behind it; the descriptor leads nowhere from now on."""
+    fcntl.ioctl(tun, _TUNSETPERSIST, 1)
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nowhere, tun, inheritable=False)
+    os.close(nowhere)
 
 
 class Proxy:

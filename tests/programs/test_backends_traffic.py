@@ -33,6 +33,7 @@ from bpf_pair import (
 from kersey_loader.datapath import PeerEntry, Settings, load
 from kersey_loader.layout import Admission, Program, Verdict
 from kersey_loader.probe import probe
+from tun_proxy import let_go
 from wires import IPIP_WIRE, NO_WIRE, UDP_WIRE
 
 _UDP_SEGMENT = 103  # include/uapi/linux/udp.h; not in the socket module
@@ -276,16 +277,23 @@ def test_peer_that_turns_direct_and_back_under_traffic_loses_nothing(pair: Pair)
 
 
 @over(*PROXIED)
-def test_packets_flow_while_the_proxy_is_dead_and_come_back_to_it(pair: Pair) -> None:
-    """Also new flows: what the programs carry needs the device, not the process."""
+def test_packets_of_new_flows_too_go_on_while_no_process_has_the_device(pair: Pair) -> None:
+    """What the programs carry needs the device, not the proxy, and not its carrier."""
     pair.start()
     for side in (pair.near, pair.far):
         assert side.proxy is not None
         side.proxy.stop()
+        let_go(side.tun)
+        shown = side.node.run("ip", "link", "show", "flannel0").stdout
+        assert "NO-CARRIER" in shown
     with Echo(pair.far.pod, pair.far.address), client(pair.near.pod, pair.far.address) as opened:
         for number in range(20):
             assert ask(opened, b"%d" % number) == b"%d" % number
     assert min(fast(pair)) >= 15
+    _services(pair)
+    assert stream(
+        pair.near.pod, pair.far.pod, address=pair.far.address, size=1 << 20, asked="10.96.0.1"
+    )
 
 
 @over(UDP)

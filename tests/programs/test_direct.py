@@ -294,6 +294,18 @@ def test_node_behind_a_gateway_gives_no_witness_though_the_mac_is_the_same(lab: 
         assert to_uplink(lab, p.hop(sent())) == (Verdict.OTHER_GATEWAY,)
 
 
+def test_node_on_the_link_of_another_device_gives_no_witness_there(lab: Lab) -> None:
+    """Fast packets leave by the configured uplink, so only what leaves there is a witness."""
+    from_pod(lab, sent())
+    entry, route = f"{DIRECT_NODE} lladdr {DIRECT_MAC} dev pod1", f"{DIRECT_NODE}/32 dev pod1"
+    with (
+        changed(f"neigh add {entry} nud permanent", f"neigh del {entry}"),
+        changed(f"route add {route}", f"route del {route}"),
+    ):
+        counted = to_uplink(lab, p.hop(sent()), device=lab.other_port)
+    assert counted == (Verdict.OTHER_GATEWAY,)
+
+
 def test_control_flag_at_the_witness_ends_the_admission(lab: Lab) -> None:
     lab.admit(TCP_FLOW)
     assert to_uplink(lab, segment(p.RST)) == (Verdict.CONTROL,)

@@ -67,6 +67,13 @@ def test_template_is_every_header_in_front_of_the_inner_packet(lab: Lab) -> None
     )
 
 
+def test_next_hop_of_a_direct_peer_is_its_node_whatever_is_told(lab: Lab) -> None:
+    for nexthop in (None, IPv4Address("198.18.0.254")):
+        lab.datapath.put_peer(replace(ENTRY, direct=True, nexthop=nexthop))
+        peer = peer_in(lab, slot_of(lab, PEER))
+        assert (peer.direct, bytes(peer.nexthop)) == (1, IPv4Address(PEER_NODE).packed)
+
+
 def _fold(total: int) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from kube_network import KubeNetwork, foreign_annotations
+from manifests import base
 from overlay_view import ip_json, overlay_link, peer_routes, subnet_of
 from testbed import (
     Cluster,
@@ -92,6 +93,22 @@ def test_all_pods_reach_each_other_on_the_fast_path(empty: KubeNetwork) -> None:
         assert empty.says(node, "public-ip") == str(node.address)
         data = f'{{"VNI":1,"VtepMAC":"{mac_of(node)}"}}'
         assert empty.says(node, "backend-data") == data
+
+
+def test_the_role_in_the_manifests_gives_what_daemons_ask_for_and_no_more(
+    network: KubeNetwork,
+) -> None:
+    asked = {
+        (seen.verb, "nodes/status" if seen.path.endswith("/status") else "nodes")
+        for seen in network.api.requests
+    }
+    given = {
+        (verb, resource)
+        for rule in base()["ClusterRole", "kersey"]["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert asked == given
 
 
 def test_the_daemon_is_kept_free_of_what_only_etcd_needs(network: KubeNetwork) -> None:

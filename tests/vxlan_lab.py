@@ -149,7 +149,12 @@ def expected_route(each: Peer) -> tuple[str, ...]:
 
 
 def vxlan_backend(
-    links: Links, rtnl: Rtnl, config: VxlanConfig = CONFIG, underlay: Underlay | None = None
+    links: Links,
+    rtnl: Rtnl,
+    config: VxlanConfig = CONFIG,
+    underlay: Underlay | None = None,
+    *,
+    last_data: bytes = b"",
 ) -> VxlanBackend:
     """Return a backend that has not looked at the kernel yet."""
     return VxlanBackend(
@@ -160,6 +165,7 @@ def vxlan_backend(
         links=links,
         rtnl=rtnl,
         underlay=underlay or Underlay(rtnl),
+        last_data=last_data,
     )
 
 

@@ -46,7 +46,7 @@ from kersey_control.ruleset_monitor import RulesetMonitor
 from kersey_control.schedule import Schedule, Task
 from kersey_control.sdnotify import ServiceManager
 from kersey_control.status import Status
-from kersey_control.subnets.base import Claim, OwnLease, SubnetStore
+from kersey_control.subnets.base import Claim, NodeStore, OwnLease
 from kersey_control.table import LeaseTable
 from kersey_control.underlay import Underlay
 from kersey_control.uplink import Uplink
@@ -143,7 +143,8 @@ class Agent:
     """One node at work, from a prepared device to the end of `run`.
 
     `previous` is the subnet of the last run, None if unknown. It stays what it was: the keeper
-    remembers what we have now.
+    remembers what we have now. `given` is the subnet that the network is cut by where the store
+    gives us one.
     """
 
     def __init__(
@@ -153,7 +154,8 @@ class Agent:
         config: NetworkConfig,
         node_id: str,
         previous: IPv4Network | None,
-        store: SubnetStore,
+        given: IPv4Network | None,
+        store: NodeStore,
         uplink: Uplink,
         backend: Backend,
         rtnl: Rtnl,
@@ -168,6 +170,7 @@ class Agent:
         self._config = config
         self._node_id = node_id
         self._previous = previous
+        self._given = given
         self._store = store
         self._uplink = uplink
         self._backend = backend
@@ -261,7 +264,7 @@ class Agent:
                 if self._overlay is None and isinstance(error, DuplicateNodeError):
                     raise error
                 self._status.lease_trouble = str(error)
-                logger.error("no lease yet, trying on", extra={"reason": str(error)})
+                logger.error("lease not written, trying on", extra={"reason": str(error)})
             case ConfigText(text):
                 self._take_config(text)
             case FlushAsked(answer):
@@ -343,7 +346,7 @@ class Agent:
             running.callback(self._stopped.set)
             return
         logger.error(
-            "our subnet went to another node: pods with addresses of the old one lose their way",
+            "our subnet is another one now: pods with addresses of the old one lose their way",
             extra={"before": str(before.lease.lease.subnet), "now": str(own.lease.subnet)},
         )
         before.peers.hold(own.lease)
@@ -393,7 +396,7 @@ class Agent:
         if len(events) > BURST or any(isinstance(event, Snapshot) for event in events):
             self._schedule.by(Task.MEMORY, now + MEMORY_REST)
         if overlay.peers.own_missing and not self._reclaiming:
-            logger.warning("our lease is gone from the store, claiming it again")
+            logger.warning("our lease is gone from the store or changed, writing it again")
             self._reclaiming = True
             self._keeper.reclaim()
 
@@ -432,6 +435,7 @@ class Agent:
             peers = self._status.peers_programmed
             logger.info("ready", extra={"peers": peers})
             self._service.ready(f"{peers} peers programmed")
+            self._store.announce_network()
 
     def _start_fast_path(self) -> None:
         """Attach, now that every peer is in the maps: the sender check knows its friends."""
@@ -573,7 +577,7 @@ class Agent:
     def _take_config(self, text: bytes) -> None:
         """Follow what of a new config can be followed live; report the rest, keep the last good."""
         try:
-            new = parse_network_config(text)
+            new = parse_network_config(text, self._given)
         except InvalidInputError as error:
             logger.error(  # noqa: TRY400  # the operator's mistake, told in words
                 "new network config refused, the last good one stays", extra={"reason": str(error)}

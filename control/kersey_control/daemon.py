@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,20 +44,27 @@ from kersey_control.sdnotify import ServiceManager
 from kersey_control.status import Status
 from kersey_control.status_socket import StatusSocket
 from kersey_control.subnet_file import read_subnet_file
-from kersey_control.subnets.base import SubnetStore
-from kersey_control.subnets.etcd import EtcdOptions, EtcdStore
+from kersey_control.subnets.base import NodeStore, Remembered
 from kersey_control.told import ToldOptions
 from kersey_control.underlay import Underlay
 from kersey_control.uplink import Uplink
 
 logger = logging.getLogger(__name__)
 
-CONFIG_RETRY_INITIAL = 0.5
-CONFIG_RETRY_CAP = 5.0
+START_RETRY_INITIAL = 0.5
+START_RETRY_CAP = 5.0
 FLUSH_WAIT = 10.0
 """Seconds that a request waits for its turn in the control loop."""
 MAX_SILENCE = 30.0
 """Seconds without a turn of the control loop after which /healthz reports it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the lease store must have said before anything can be set up."""
+
+    config: NetworkConfig
+    known: Remembered
 
 
 def main() -> None:
@@ -98,23 +106,24 @@ def serve(options: Options) -> None:
         opened.enter_context(
             StatusSocket(status, options.state_dir, _told(options), partial(_flush, inbox))
         )
-        store = opened.enter_context(EtcdStore(EtcdOptions.from_flags(options)))
+        store = open_store(options)
+        opened.callback(store.close)
         # A call in progress would hold up the end by some seconds for each silent endpoint.
         closer = threading.Thread(target=_close_at, args=(stop, store), name="store-closer")
         closer.daemon = True  # a fault at the start ends us without a signal
         closer.start()
-        config = wait_for_config(store, status, stop)
-        if config is not None:
+        start = wait_for_start(store, status, stop)
+        if start is not None:
+            options = with_public_ip(options, start.known)
             links = opened.enter_context(Links(instance_of(options.subnet_file)))
             rtnl = opened.enter_context(Rtnl())
-            datapath = _open_datapath(options, config, status)
-            pump = PumpOptions(has_programs=datapath is not None, check=options.spoof_check)
-            host = Host(_identity(options), links, rtnl, Underlay(rtnl), pump)
-            backend = backend_of(config, host)
+            datapath = _open_datapath(options, start.config, status)
+            host = _host(options, start.known, links, rtnl, datapath)
+            backend = backend_of(start.config, host)
             opened.callback(backend.close)
             _prepare(
                 options=options,
-                config=config,
+                start=start,
                 store=store,
                 status=status,
                 inbox=inbox,
@@ -153,41 +162,83 @@ def _flush(inbox: Inbox) -> None:
         raise UnavailableError(trouble)
 
 
-def _close_at(stop: threading.Event, store: EtcdStore) -> None:
+def open_store(options: Options) -> NodeStore:
+    """Return the lease store that is asked for. What only the other one needs is never loaded.
+
+    Raises InvalidInputError for options that lead to no store.
+    """
+    if options.kube_subnet_mgr:
+        from kersey_control.subnets.kube import KubeOptions, KubeStore  # noqa: PLC0415
+
+        return KubeStore(KubeOptions.from_flags(options))
+    from kersey_control.subnets.etcd import EtcdOptions, EtcdStore  # noqa: PLC0415
+
+    return EtcdStore(EtcdOptions.from_flags(options))
+
+
+def with_public_ip(options: Options, known: Remembered) -> Options:
+    """Return the options with the administrator's address for this node, if there is one."""
+    if known.node_public_ip is None:
+        return options
+    return replace(options, public_ip=known.node_public_ip)
+
+
+def _host(
+    options: Options, known: Remembered, links: Links, rtnl: Rtnl, datapath: Datapath | None
+) -> Host:
+    return Host(
+        node_id=_identity(options),
+        links=links,
+        rtnl=rtnl,
+        underlay=Underlay(rtnl),
+        pump=PumpOptions(has_programs=datapath is not None, check=options.spoof_check),
+        last_type=known.backend_type,
+        last_data=known.backend_data,
+    )
+
+
+def _close_at(stop: threading.Event, store: NodeStore) -> None:
     """End what the store is being asked as soon as `stop` is set."""
     stop.wait()
     store.close()
 
 
-def wait_for_config(
-    store: SubnetStore, status: Status, stop: threading.Event
-) -> NetworkConfig | None:
-    """Return the network config once the store holds a valid one, None if `stop` came first."""
-    backoff = Backoff(initial=CONFIG_RETRY_INITIAL, cap=CONFIG_RETRY_CAP)
+def wait_for_start(store: NodeStore, status: Status, stop: threading.Event) -> Start | None:
+    """Return what the store says once it is enough to start with, None if `stop` came first.
+
+    Enough is a valid network config and, where subnets are given, one of that network for us.
+    """
+    backoff = Backoff(initial=START_RETRY_INITIAL, cap=START_RETRY_CAP)
     reported = ""
     while not stop.is_set():
         status.heartbeat = time.monotonic()
         try:
-            config = parse_network_config(store.read_config())
+            start = _read_start(store)
         except (StoreError, InvalidInputError) as error:
             status.store_trouble = str(error)
             # An outage by its kind, since its words differ from try to try; a config by its fault.
             kind = type(error).__name__ if isinstance(error, StoreError) else str(error)
             if kind != reported:
                 reported = kind
-                logger.warning("no network config yet, waiting", extra={"reason": str(error)})
+                logger.warning("cannot start yet, waiting", extra={"reason": str(error)})
             stop.wait(backoff.delay())
         else:
             status.store_connected, status.store_trouble = True, ""
-            return config
+            return start
     return None
+
+
+def _read_start(store: NodeStore) -> Start:
+    """Ask the store once. Raises StoreError, or InvalidInputError for what is missing or wrong."""
+    text, known = store.read_config(), store.remembered()
+    return Start(parse_network_config(text, known.subnet), known)
 
 
 def _prepare(
     *,
     options: Options,
-    config: NetworkConfig,
-    store: SubnetStore,
+    start: Start,
+    store: NodeStore,
     status: Status,
     inbox: Inbox,
     host: Host,
@@ -195,6 +246,7 @@ def _prepare(
     datapath: Datapath | None,
 ) -> Agent:
     """Choose the uplink, prepare the device, and return the control loop that keeps them."""
+    config = start.config
     _warn_of_what_is_missing(config)
     uplink = find_uplink(options)
     _log_uplink(uplink)
@@ -208,6 +260,7 @@ def _prepare(
         config=config,
         node_id=host.node_id,
         previous=read_subnet_file(options.subnet_file),
+        given=start.known.subnet,
         store=store,
         uplink=uplink,
         backend=backend,

@@ -116,13 +116,17 @@ class ConfigChange:
     restart: tuple[str, ...] = ()
 
 
-def parse_network_config(text: bytes) -> NetworkConfig:
-    """Return the network that `text` describes; InvalidInputError names field, value and rule."""
+def parse_network_config(text: bytes, given: IPv4Network | None = None) -> NetworkConfig:
+    """Return the network that `text` describes; InvalidInputError names field, value and rule.
+
+    `given` is this node's subnet where somebody else cuts the network. Then all are taken to be as
+    long as it is, and what the text says about IPv4 subnets is not looked at, as in flannel.
+    """
     fields = _Fields(_decode(text), "")
     if not fields.flag("EnableIPv4", default=True):
         fields.refuse("EnableIPv4", "true (networks without IPv4 are not supported yet)")
     network = fields.network("Network", IPv4Network)
-    cut = _cut(network, _CutFields(fields, ""), _V4)
+    cut = _cut(network, _CutFields(fields, ""), _V4) if given is None else _cut_as(given, network)
     config = NetworkConfig(
         network=network,
         subnet_len=cut.length,
@@ -369,6 +373,13 @@ def _cut(
             name, f"{names.first} <= {names.last}, but they are {cut.first} and {cut.last}"
         )
     return cut
+
+
+def _cut_as(given: IPv4Network, network: IPv4Network) -> _Cut[IPv4Address]:
+    """Return the cut that has this subnet in it, and nothing to choose."""
+    if not given.subnet_of(network):
+        _refuse("podCIDR", str(given), f"a subnet of Network {network}")
+    return _Cut(given.prefixlen, given.network_address, given.network_address)
 
 
 def _subnet_len(

@@ -173,7 +173,7 @@ _DATAPATH = "Datapath"
 _RULES = "Masquerade and forward rules"
 _OBSERVE = "Health and metrics"
 _LOGS = "Logging"
-_KUBE = "Kubernetes (read for compatibility; leases are kept in etcd in this version)"
+_KUBE = "Lease store in the Kubernetes API (unused without --kube-subnet-mgr)"
 _GENERAL = "General"
 
 
@@ -443,11 +443,20 @@ class Options(EtcdFlags):
     )
 
     kube_subnet_mgr: bool = flag(
-        BOOLEAN, default="false", group=_KUBE, help="refused: leases in the Kubernetes API"
+        BOOLEAN,
+        default="false",
+        group=_KUBE,
+        help="leases are the nodes' podCIDRs and annotations; NODE_NAME, or POD_NAME and"
+        " POD_NAMESPACE, must be set; the etcd flags are unused",
     )
-    kube_api_url: str = flag(_URL, default="", group=_KUBE, help="API server")
+    kube_api_url: str = flag(
+        _URL,
+        default="",
+        group=_KUBE,
+        help="API server, in place of the kubeconfig's; in a pod neither is needed",
+    )
     kubeconfig_file: Path | None = flag(
-        _OPTIONAL_PATH, default="", group=_KUBE, help="kubeconfig file"
+        _OPTIONAL_PATH, default="", group=_KUBE, help="kubeconfig file: server and credentials"
     )
     kube_annotation_prefix: str = flag(
         _TEXT,
@@ -459,7 +468,7 @@ class Options(EtcdFlags):
         PATH,
         default="/etc/kube-flannel/net-conf.json",
         group=_KUBE,
-        help="network config file",
+        help="network config file, in place of etcd's key",
     )
     set_node_network_unavailable: bool = flag(
         BOOLEAN, default="true", group=_KUBE, help="clear the node's NetworkUnavailable condition"
@@ -539,10 +548,6 @@ def _check_etcd(options: EtcdFlags) -> None:
 
 
 def _check_daemon(options: Options) -> None:
-    if options.kube_subnet_mgr:
-        raise UsageError(
-            "--kube-subnet-mgr: got true, expected false: this version keeps leases in etcd only"
-        )
     if options.healthz_port and options.healthz_port == options.metrics_port:
         same = options.healthz_ip == options.metrics_ip
         if same or any(_is_wildcard(ip) for ip in (options.healthz_ip, options.metrics_ip)):

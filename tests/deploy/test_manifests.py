@@ -14,7 +14,8 @@ import yaml
 from kersey_control import __version__
 from kersey_control.flags import parse_flags
 from kersey_control.netconfig import parse_network_config
-from kersey_control.options import Options
+from kersey_control.options import Options, parse_options
+from kersey_control.subnets.kube_options import KubeOptions
 from manifests import (
     CHART,
     DEPLOY,
@@ -143,11 +144,15 @@ def test_the_affinity_for_kube_flannel_is_a_patch_that_leaves_our_nodes() -> Non
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_daemon_understands_what_it_is_told(name: str) -> None:
     documents = chart(example(name))
-    parsed = parse_flags(Options, daemon_arguments(documents), {})
-    assert parsed.rest == ()
-    if parsed.values.kube_subnet_mgr:
+    options = parse_options(daemon_arguments(documents), {})
+    assert options.ignored_arguments == ()
+    if options.kube_subnet_mgr:
         text = documents["ConfigMap", "kersey"]["data"]["net-conf.json"]
         parse_network_config(text.encode())
+        (container,) = pod_spec(documents)["containers"]
+        environ = {each["name"]: each["valueFrom"]["fieldRef"] for each in container["env"]}
+        assert environ == {"NODE_NAME": {"fieldPath": "spec.nodeName"}}
+        KubeOptions.from_flags(options, {"NODE_NAME": "worker-1"})
 
 
 def test_probes_ask_where_the_daemon_answers() -> None:
@@ -200,7 +205,6 @@ def test_the_role_allows_what_is_used_and_nothing_else() -> None:
         ("", "nodes", "list"),
         ("", "nodes", "watch"),
         ("", "nodes/status", "patch"),
-        ("", "events", "create"),
     }
     assert ("ClusterRole", "kersey") not in chart(example("etcd"))
 

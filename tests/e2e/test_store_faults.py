@@ -148,7 +148,7 @@ def test_a_daemon_restarted_without_etcd_leaves_the_kernel_forwarding(network: C
         one.daemon.wait_ready()
         report = probe.stop()
     assert report.lost == 0
-    assert log_of(one).count("no network config yet") <= 2
+    assert log_of(one).count("cannot start yet") <= 2
 
 
 def test_a_second_node_with_our_address_is_refused_by_name(network: Cluster) -> None:
@@ -181,7 +181,7 @@ def test_a_config_written_late_is_waited_for(cluster: Cluster) -> None:
     cluster.etcd.start()
     node = cluster.add_node()
     node.daemon.start()
-    wait_log(node, "no network config yet")
+    wait_log(node, "cannot start yet")
     assert node.daemon.status("/healthz") == 200
     cluster.etcd.put(CONFIG_KEY, '{"Network":"10.9.0.0/16"}')
     node.daemon.wait_ready()

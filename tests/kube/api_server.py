@@ -65,10 +65,14 @@ class RefusalError(Exception):
 
 
 class ApiServer:
-    """The cluster's nodes and a server that shows them; may be stopped and started again."""
+    """The cluster's nodes and a server that shows them; may be stopped and started again.
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    It listens on `host` in the network namespace of the thread that starts it.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None, *, host: str = "127.0.0.1") -> None:
         self._tls = tls
+        self._host = host
         self._changed = threading.Condition()
         self._nodes: dict[str, Json] = {}
         self._revision = 100
@@ -121,14 +125,14 @@ class ApiServer:
 
     @property
     def url(self) -> str:
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
+        return f"{'https' if self._tls else 'http'}://{self.address}"
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self._port}"
+        return f"{self._host}:{self._port}"
 
     def start(self) -> None:
-        self._server = _Server(self, self._port, self._tls)
+        self._server = _Server(self, (self._host, self._port), self._tls)
         self._port = self._server.server_address[1]
         threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -418,12 +422,14 @@ class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, api: ApiServer, port: int, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, api: ApiServer, address: tuple[str, int], tls: ssl.SSLContext | None
+    ) -> None:
         self.api = api
         self._tls = tls
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__(address, _Handler)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         if self._tls is not None:

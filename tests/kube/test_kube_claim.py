@@ -274,6 +274,9 @@ def test_what_the_node_remembers(api: ApiServer, store: KubeStore, config: Netwo
         store.remembered()
     api.annotate(NODE, node_public_ip=None)
     assert store.remembered().backend_data == b""
+    api.put(NODE)
+    with pytest.raises(InvalidInputError, match="podCIDR: got '', expected an IPv4 subnet"):
+        store.remembered()
 
 
 # Our own lease in the watch

@@ -140,6 +140,31 @@ def test_device_of_another_kind_is_replaced(lab: Lab) -> None:
     assert _device()["id"] == 1
 
 
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (b'{"VNI":1,"VtepMAC":"0e:2a:00:00:00:77"}', "0e:2a:00:00:00:77"),
+        (b'{"VNI":2,"VtepMAC":"0e:2a:00:00:00:77"}', None),
+        (b'{"VNI":1,"VtepMAC":"ff:ff:ff:ff:ff:ff"}', None),
+        (b'{"VNI":1}', None),
+        pytest.param(b"[" * 100_000, None, id="nested"),
+        (b"", None),
+    ],
+)
+def test_new_device_takes_the_mac_that_our_lease_said_before(
+    lab: Lab, last: bytes, expected: str | None
+) -> None:
+    vxlan_backend(lab.links, lab.rtnl, last_data=last).prepare(lab.uplink)
+    assert _device()["mac"] == (expected or derive_mac("node-1", UPLINK_ADDRESS, Vni(1)))
+
+
+def test_existing_device_keeps_its_mac_whatever_our_lease_said(lab: Lab) -> None:
+    ip(FLANNEL)
+    last = b'{"VNI":1,"VtepMAC":"0e:2a:00:00:00:77"}'
+    vxlan_backend(lab.links, lab.rtnl, last_data=last).prepare(lab.uplink)
+    assert _device()["mac"] == "da:86:87:c5:fb:1d"
+
+
 def test_deleted_device_comes_back_with_an_adopted_mac(lab: Lab) -> None:
     ip(FLANNEL)
     lab.ready()

@@ -1,6 +1,6 @@
 """One node's kerseyd: start, stop, crash and restart it, and read what it says about itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from testbed.errors import ClusterError
@@ -17,7 +17,13 @@ class Daemon:
     """A node's daemon over all its restarts; its files live below `state_dir`."""
 
     def __init__(
-        self, namespace: Namespace, *, program: Path, state_dir: Path, settings: Sequence[str]
+        self,
+        namespace: Namespace,
+        *,
+        program: Path,
+        state_dir: Path,
+        settings: Sequence[str],
+        environment: Mapping[str, str],
     ) -> None:
         self.namespace = namespace
         self.program = program
@@ -25,6 +31,7 @@ class Daemon:
         self.subnet_file = state_dir / "subnet.env"
         self.log = state_dir / "kerseyd.log"
         self._settings = settings
+        self._environment = environment
         self._options: tuple[str, ...] = ()
         self._process: Process | None = None
 
@@ -44,7 +51,12 @@ class Daemon:
         if self.is_running:
             raise ClusterError(f"{self.namespace.name}: the daemon runs already")
         self._options = options
-        self._process = Process(self.namespace, self.command(*options), log=self.log)
+        self._process = Process(
+            self.namespace,
+            self.command(*options),
+            log=self.log,
+            environment=self._environment,
+        )
 
     def command(self, *options: str) -> list[str | Path]:
         """Return the command line that `start` uses."""

@@ -171,6 +171,7 @@ class Node:
                 f"--node-id={self.name}",
                 f"--bpf-dir={self.bpf_dir}",
             ],
+            environment={"NODE_NAME": self.name},  # what a pod of a DaemonSet is told
         )
         return self._daemon
 

@@ -363,6 +363,26 @@ def test_a_lease_subnet_has_the_right_length_and_lies_in_the_range() -> None:
     assert not any(config.contains_lease_subnet(IPv4Network(subnet)) for subnet in outside)
 
 
+@pytest.mark.parametrize("length", [16, 24, 26, 31])
+def test_a_given_subnet_is_what_the_network_is_cut_by_whatever_the_text_says(length: int) -> None:
+    subnet = IPv4Network(f"10.244.0.0/{length}")
+    texts = (
+        BASE,
+        b'{"Network": "10.244.0.0/16", "SubnetLen": 17, "SubnetMin": "192.0.2.0"}',
+        b'{"Network": "10.244.0.0/16", "SubnetLen": 25, "SubnetMax": "nowhere"}',
+    )
+    configs = [parse_network_config(text, subnet) for text in texts]
+    assert all(config == configs[0] for config in configs)
+    assert configs[0].subnet_len == length
+    assert configs[0].contains_lease_subnet(subnet)
+
+
+@pytest.mark.parametrize("subnet", ["10.245.1.0/24", "10.0.0.0/8"])
+def test_a_given_subnet_outside_of_the_network_is_refused(subnet: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"^podCIDR: got '{subnet}', expected a subnet of"):
+        parse_network_config(BASE, IPv4Network(subnet))
+
+
 def test_equal_configs_have_no_change() -> None:
     change = compare(parse(), parse(Backend={"Port": 8472}))
     assert (change.live, change.restart) == ((), ())

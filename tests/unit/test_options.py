@@ -313,7 +313,6 @@ def test_a_bad_value_is_refused_with_flag_value_and_rule(argument: str, rule: st
         (["--etcd-certfile=/c"], "expected --etcd-keyfile beside it"),
         (["--etcd-keyfile=/k"], "expected --etcd-certfile beside it"),
         (["--etcd-password=x"], "expected --etcd-username beside it"),
-        (["--kube-subnet-mgr"], "--kube-subnet-mgr: got true, expected false: .*etcd only"),
         (["--healthz-port=81", "--metrics-port=81"], "--metrics-port: got 81, expected another"),
         (
             ["--healthz-port=81", "--metrics-port=81", "--metrics-ip=127.0.0.1"],

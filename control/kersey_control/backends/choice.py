@@ -27,13 +27,18 @@ from kersey_control.underlay import Underlay
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What a backend works with on this node."""
+    """What a backend works with on this node.
+
+    `last_type` and `last_data` are what our lease said before this run, empty where unknown.
+    """
 
     node_id: str
     links: Links
     rtnl: Rtnl
     underlay: Underlay
     pump: PumpOptions
+    last_type: str = ""
+    last_data: bytes = b""
 
 
 def backend_of(config: NetworkConfig, host: Host) -> Backend:
@@ -49,6 +54,7 @@ def backend_of(config: NetworkConfig, host: Host) -> Backend:
                 links=host.links,
                 rtnl=host.rtnl,
                 underlay=host.underlay,
+                last_data=host.last_data if host.last_type == VxlanBackend.lease_type else b"",
             )
         case HostGwConfig():
             return HostGwBackend(

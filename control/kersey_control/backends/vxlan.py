@@ -58,7 +58,11 @@ class _Device:
 
 
 class VxlanBackend(Backend):
-    """Own `flannel.<VNI>`: the name that flannel nodes expect too."""
+    """Own `flannel.<VNI>`: the name that flannel nodes expect too.
+
+    `last_data` is the BackendData of our last run's lease; a new device takes the MAC in it, which
+    peers still know us by.
+    """
 
     name = lease_type = "vxlan"
     overhead = 50  # inner Ethernet 14, VXLAN 8, UDP 8, IP 20 (RFC 7348)
@@ -74,6 +78,7 @@ class VxlanBackend(Backend):
         links: Links,
         rtnl: Rtnl,
         underlay: Underlay,
+        last_data: bytes = b"",
     ) -> None:
         self._config = config
         self.device_name = f"flannel.{config.vni}"
@@ -83,6 +88,7 @@ class VxlanBackend(Backend):
         self._links = links
         self._rtnl = rtnl
         self._underlay = underlay
+        self._last_mac = remembered_mac(last_data, config.vni)
         self._device_now: _Device | None = None
 
     @property
@@ -215,7 +221,7 @@ class VxlanBackend(Backend):
                 return parse_mac(found.mac, field=f"MAC of {found.name}")
             except InvalidInputError:
                 pass  # all-zero or multicast: nobody can send to it
-        return derive_mac(self._node_id, uplink.public_ip, self._config.vni)
+        return self._last_mac or derive_mac(self._node_id, uplink.public_ip, self._config.vni)
 
     def _choose_mtu(self, uplink: Uplink) -> int:
         underlay = min(self._config.mtu or uplink.mtu, uplink.mtu)
@@ -322,6 +328,16 @@ class VxlanBackend(Backend):
 
     def _log(self, event: str, **fields: object) -> None:
         logger.info("overlay device %s", event, extra={"device": self.device_name, **fields})
+
+
+def remembered_mac(data: bytes, vni: Vni) -> Mac | None:
+    """Return the MAC in a lease's BackendData, None unless it is usable and for this VNI."""
+    try:
+        found = _decode_data(data)
+        mac = parse_mac(found.mac, field="BackendData.VtepMAC")
+    except (InvalidInputError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return mac if found.vni == vni else None
 
 
 def derive_mac(node_id: str, address: IPv4Address, vni: Vni) -> Mac:

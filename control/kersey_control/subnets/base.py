@@ -26,7 +26,9 @@ __all__ = [
     "Changed",
     "Claim",
     "Lost",
+    "NodeStore",
     "OwnLease",
+    "Remembered",
     "Removed",
     "Restored",
     "Skipped",
@@ -63,6 +65,21 @@ class Claim:
     previous: IPv4Network | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What the store says of our node before we write to it: nothing, where it knows us by lease.
+
+    `backend_type` and `backend_data` are our last run's, empty if there is none; a VTEP MAC in
+    them is still ours. `subnet` was given to the node, which cannot choose. `node_public_ip` is an
+    administrator's, to be taken for `--public-ip`.
+    """
+
+    backend_type: str = ""
+    backend_data: bytes = b""
+    subnet: IPv4Network | None = None
+    node_public_ip: IPv4Address | None = None
+
+
 class SubnetStore(Protocol):
     """Where leases live. Blocking calls; each raises only errors of `kersey_control.errors`."""
 
@@ -94,4 +111,23 @@ class SubnetStore(Protocol):
 
     def watch(self, stop: Event) -> Iterator[StoreEvent]:
         """Yield a Snapshot, then events, until `stop` is set. Never raises for an outage."""
+        ...
+
+
+class NodeStore(SubnetStore, Protocol):
+    """A lease store as a daemon has it: with what some stores know and do besides leases."""
+
+    def remembered(self) -> Remembered:
+        """Return what the store says of our node; to be asked before its device is made.
+
+        Raises StoreError, or InvalidInputError naming what the node still lacks.
+        """
+        ...
+
+    def announce_network(self) -> None:
+        """Have the cluster know that this node's pods have their network. Returns at once."""
+        ...
+
+    def close(self) -> None:
+        """End all calls and watches in progress; twice does no harm. From any thread."""
         ...

@@ -35,7 +35,7 @@ from kersey_control.lease import (
     subnet_key,
 )
 from kersey_control.netconfig import NetworkConfig
-from kersey_control.subnets.base import Claim, OwnLease
+from kersey_control.subnets.base import Claim, OwnLease, Remembered
 from kersey_control.subnets.etcd_client import EtcdClient, Listing, Record, Span, Update
 from kersey_control.subnets.etcd_options import EtcdOptions, key_prefix
 from kersey_control.subnets.etcd_watch import Followed, Outage, Recovered, follow
@@ -113,6 +113,13 @@ class EtcdStore:
                 if text != self._last_config:
                     self._last_config = text
                     yield text
+
+    def remembered(self) -> Remembered:
+        """Return nothing: our lease is found by address and node id, when it is claimed."""
+        return Remembered()
+
+    def announce_network(self) -> None:
+        """Do nothing: nobody asks etcd whether a node is up."""
 
     def acquire(self, claim: Claim, config: NetworkConfig) -> OwnLease:
         """Take, or take back, a subnet for this node, in flannel's order (see allocate).

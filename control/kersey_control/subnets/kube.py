@@ -12,9 +12,8 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -29,7 +28,7 @@ from kersey_control.errors import (
 )
 from kersey_control.events import Lost, Restored, StoreEvent
 from kersey_control.netconfig import NetworkConfig
-from kersey_control.subnets.base import Claim, OwnLease
+from kersey_control.subnets.base import Claim, OwnLease, Remembered
 from kersey_control.subnets.kube_access import find_access
 from kersey_control.subnets.kube_http import KubeClient, Request
 from kersey_control.subnets.kube_node import (
@@ -55,20 +54,6 @@ CONFIG_INTERVAL = 5.0
 PATCH_ATTEMPTS = 5
 CONFLICT_PAUSE = 0.1
 CONDITION_RETRY = (1.0, 60.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """What our node object says before we write it: our last run's data, an administrator's wish.
-
-    `backend_data` is empty if there is none; a VTEP MAC in it is still ours. `node_public_ip` is
-    to be taken for `--public-ip`. `subnet` is None while the node has no IPv4 pod network.
-    """
-
-    backend_type: str
-    backend_data: bytes
-    subnet: IPv4Network | None
-    node_public_ip: IPv4Address | None
 
 
 class KubeStore:
@@ -130,7 +115,8 @@ class KubeStore:
     def remembered(self) -> Remembered:
         """Return what our node object says, to be read before the overlay device is made.
 
-        Raises StoreError, or InvalidInputError for a node-public-ip that is no IPv4 address.
+        Raises StoreError, or InvalidInputError while the node has no podCIDR, or for a
+        node-public-ip that is no IPv4 address.
         """
         own = self._read_own()
         node, public_ip = own.node, own.node_public_ip
@@ -139,7 +125,7 @@ class KubeStore:
         return Remembered(
             backend_type=node.backend_type or "",
             backend_data=b"" if data == "null" else data.encode(),
-            subnet=node.subnet(),
+            subnet=_own_subnet(own),
             node_public_ip=parse_address(public_ip, field) if public_ip else None,
         )
 

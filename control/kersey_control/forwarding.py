@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
 from kersey_control.errors import KernelError, PeerRefusedError
-from kersey_control.peer import Peer
+from kersey_control.peer import Peer, Via
 from kersey_control.reconcile import KernelObject, KernelState, Key, Plan, key_of, plan, state_of
 from kersey_control.rtnetlink import Failure, Rtnl
 
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_RETRY = 0.5
 _LAST_RETRY = 60.0
+_HOST = 32
 
 
 class Programmer(Protocol):
@@ -124,6 +125,27 @@ class Forwarding:
     def move(self, home: Home) -> None:
         """Take note that our subnet or addresses changed; the next `audit` judges peers by it."""
         self._home = home
+
+    def check(self, peer: Peer) -> None:
+        """Raise PeerRefusedError, with the reason, for what can be no peer of ours at all.
+
+        Whoever carries packets besides the kernel must not hear of such a one either.
+        """
+        network, own = self._home.network, self._home.subnet
+        base, length = int(peer.subnet.network_address), peer.subnet.prefixlen
+        if length < network.prefixlen or base & int(network.netmask) != int(
+            network.network_address
+        ):
+            raise PeerRefusedError(f"subnet: got {peer.subnet}, expected a part of {network}")
+        if _overlap(base, length, own):
+            raise PeerRefusedError(
+                f"subnet: got {peer.subnet}, expected nothing in common with our own {own}"
+            )
+        if peer.node in self._home.addresses:
+            raise PeerRefusedError(f"node: got our own address {peer.node}, expected another's")
+        carried = peer.via is not Via.EXTERNAL  # on a network of pods and nodes all is possible
+        if carried and any(_overlap(int(peer.node), _HOST, each) for each in (peer.subnet, own)):
+            raise PeerRefusedError(f"node: got {peer.node}, a pod's address, expected a node's")
 
     def set_peers(self, peers: Iterable[Peer], now: float) -> AuditResult:
         """Make exactly these peers reachable, and remove what others left. Raises KernelError.
@@ -262,7 +284,7 @@ class Forwarding:
             self._refused.pop(subnet, None)
             return
         try:
-            self._check(peer)
+            self.check(peer)
             objects = tuple(self._backend.objects(peer))
             keys = [key_of(obj) for obj in objects]
             self._check_conflicts(keys, objects)
@@ -283,21 +305,6 @@ class Forwarding:
                 self._shared[key] -= 1
             else:
                 del self._desired[key], self._shared[key]
-
-    def _check(self, peer: Peer) -> None:
-        network, own = self._home.network, self._home.subnet
-        base, length = int(peer.subnet.network_address), peer.subnet.prefixlen
-        if length < network.prefixlen or base & int(network.netmask) != int(
-            network.network_address
-        ):
-            raise PeerRefusedError(f"subnet: got {peer.subnet}, expected a part of {network}")
-        shorter = min(length, own.prefixlen)
-        if base >> (32 - shorter) == int(own.network_address) >> (32 - shorter):
-            raise PeerRefusedError(
-                f"subnet: got {peer.subnet}, expected nothing in common with our own {own}"
-            )
-        if peer.node in self._home.addresses:
-            raise PeerRefusedError(f"node: got our own address {peer.node}, expected another's")
 
     def _check_conflicts(self, keys: list[Key], objects: tuple[KernelObject, ...]) -> None:
         for key, obj in zip(keys, objects, strict=True):
@@ -357,6 +364,11 @@ class Forwarding:
             logger.warning("kernel state stays as it should not be", extra=extra)
             self._sweep = _next_retry(self._sweep, _reason(stuck[0]), now)
         return bool(stuck)
+
+
+def _overlap(base: int, length: int, subnet: IPv4Network) -> bool:
+    shift = _HOST - min(length, subnet.prefixlen)
+    return base >> shift == int(subnet.network_address) >> shift
 
 
 def _next_retry(last: _Retry | None, reason: str, now: float) -> _Retry:

@@ -14,13 +14,14 @@ from ipaddress import IPv4Network
 from kersey_control.backends.base import Backend
 from kersey_control.cni import CniConfig, first_config, write_cni_config
 from kersey_control.errors import KernelError
+from kersey_control.leftovers import leave_network
 from kersey_control.masquerade import Rules, open_rules
 from kersey_control.netconfig import NetworkConfig
 from kersey_control.netlink import Links
 from kersey_control.options import Options
 from kersey_control.rules.base import Hazard
 from kersey_control.status import Status
-from kersey_control.subnet_file import SubnetFile, write_subnet_file
+from kersey_control.subnet_file import SubnetFile, read_network, write_subnet_file
 from kersey_control.uplink import Uplink
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class LocalNode:
     def settle(self, subnet: IPv4Network) -> None:
         """Move into a subnet: address the device, put the rules up, tell the CNI plugin."""
         self._place = _Place(subnet, None)
+        self._attempt("former network", self._leave_former_network)
         self._attempt("address", lambda: self._backend.assign(subnet))
         self.check_rules()
         self._attempt("subnet file", self._write_subnet_file)
@@ -95,6 +97,12 @@ class LocalNode:
         else:
             if self._troubles.pop(step, None) is not None:
                 logger.info("step works again", extra={"step": step})
+
+    def _leave_former_network(self) -> None:
+        """Remove what belongs to the network that subnet.env, not written anew yet, still names."""
+        former, network = read_network(self._options.subnet_file), self._config.network
+        if former is not None and former != network:
+            leave_network(former, network, self._links)
 
     def _ensure_rules(self) -> None:
         place = self._place

@@ -39,18 +39,26 @@ class NodeTable:
     def of(cls, peers: Iterable[Peer], *, network: IPv4Network) -> Self:
         """Return the table of these peers; of two with one subnet, the last one counts.
 
-        Our own lease is not among them: a packet for a pod that we do not have would come back.
+        Our own lease is not among them: a packet for a pod that we do not have would come back. Nor
+        is a peer whose node has a pod's address: what is sent there enters the tunnel once more.
         """
         levels: dict[int, dict[int, int]] = {}
         for peer in peers:
             shift = 32 - peer.subnet.prefixlen
             number = int(peer.subnet.network_address) >> shift
             levels.setdefault(shift, {})[number] = int(peer.node)
+        nodes = {node for level in levels.values() for node in level.values()}
+        inside = {node for node in nodes if any(node >> s in levels[s] for s in levels)}
+        if inside:
+            levels = {
+                shift: {number: node for number, node in level.items() if node not in inside}
+                for shift, level in levels.items()
+            }
         return cls(
             network=int(network.network_address),
             netmask=int(network.netmask),
             levels=tuple(sorted(levels.items())),
-            nodes=frozenset(node for level in levels.values() for node in level.values()),
+            nodes=frozenset(nodes - inside),
         )
 
     def node_of(self, address: int) -> int | None:

@@ -140,7 +140,8 @@ class Peers:
         """Yield the leases that can be peers; note the others, and warn once for each reason."""
         for lease in leases:
             try:
-                yield self._backend.peer(lease)
+                peer = self._backend.peer(lease)
+                self._forwarding.check(peer)
             except PeerRefusedError as error:
                 self._refused[lease.subnet] = str(error)
                 if before.get(lease.subnet) != str(error):
@@ -148,6 +149,8 @@ class Peers:
                         "lease refused as a peer",
                         extra={"subnet": str(lease.subnet), "reason": str(error)},
                     )
+            else:
+                yield peer
 
 
 def _merge(deltas: Iterable[Delta]) -> Delta:

@@ -175,26 +175,26 @@ class Rtnl:
     def owned(
         self, *, overlay: int | None, uplink: int, network: IPv4Network, adopt: int | None = None
     ) -> KernelState:
-        """Read back what is ours: all on the overlay device, and on the uplink what bears our mark.
+        """Read back what is ours: all on the overlay device, and elsewhere what bears our mark.
 
-        `overlay` and `uplink` are ifindexes, `overlay` None where there is no such device. On the
-        uplink only routes and nexthops of our protocol whose nexthop id is an address of `network`
-        count, and with `adopt`, a prefix length, flannel's routes to subnets of that length, which
-        are those of `ip route add` through a gateway. Raises KernelError.
+        `overlay` and `uplink` are ifindexes, `overlay` None where there is no such device. Besides
+        the overlay only nexthops of our protocol whose id is an address of `network` count, with
+        their routes: on any device, since a former uplink keeps them while it is up. With `adopt`,
+        a prefix length, the uplink's routes to subnets of that length count as well if they are
+        flannel's, which are those of `ip route add` through a gateway. Raises KernelError.
         """
-        found: list[KernelObject] = list(
-            self._nexthops(overlay=overlay, uplink=uplink, network=network)
-        )
+        nexthops = tuple(self._nexthops(overlay, network))
+        found: list[KernelObject] = list(nexthops)
         if overlay is not None:
             found += _one_route_per_place(self._routes(overlay))
             found += self._neighbours(overlay)
             found += self._fdb(overlay)
-        if uplink != overlay:
-            direct = self._routes(uplink)
+        for ifindex in {uplink, *(each.ifindex for each in nexthops)} - {overlay}:
+            flannels = adopt if ifindex == uplink else None
             found += (
                 route
-                for route in direct
-                if _is_marked(route, network) or _is_flannels(route, network, adopt)
+                for route in self._routes(ifindex)
+                if _is_marked(route, network) or _is_flannels(route, network, flannels)
             )
         return state_of(found)
 
@@ -314,13 +314,9 @@ class Rtnl:
                     return None if interrupted else found
                 found.append((got, data[start:end]))
 
-    def _nexthops(
-        self, *, overlay: int | None, uplink: int, network: IPv4Network
-    ) -> Iterator[Nexthop]:
+    def _nexthops(self, overlay: int | None, network: IPv4Network) -> Iterator[Nexthop]:
         for nexthop in self._marked_nexthops():
-            if nexthop.ifindex == overlay or (
-                nexthop.ifindex == uplink and _contains(network, nexthop.id)
-            ):
+            if nexthop.ifindex == overlay or _contains(network, nexthop.id):
                 yield nexthop
 
     def _marked_nexthops(self) -> Iterator[Nexthop]:

@@ -50,8 +50,17 @@ def read_subnet_file(path: Path) -> IPv4Network | None:
 
     A missing file is None without a warning.
     """
+    return _read(path, "FLANNEL_SUBNET")
+
+
+def read_network(path: Path) -> IPv4Network | None:
+    """Return the network that the file names, as `read_subnet_file` does the subnet."""
+    return _read(path, "FLANNEL_NETWORK")
+
+
+def _read(path: Path, name: str) -> IPv4Network | None:
     try:
-        return _subnet_of(path.read_text(encoding="utf-8"))
+        return _value_of(name, path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -59,11 +68,11 @@ def read_subnet_file(path: Path) -> IPv4Network | None:
         return None
 
 
-def _subnet_of(text: str) -> IPv4Network:
-    """Return the subnet that a file's text names; ValueError if it names none or several."""
-    value = dict(map(_assignment, text.splitlines())).get("FLANNEL_SUBNET")
+def _value_of(name: str, text: str) -> IPv4Network:
+    """Return what a file's text says of a name; ValueError if that is none or several."""
+    value = dict(map(_assignment, text.splitlines())).get(name)
     if not value:
-        raise ValueError("no FLANNEL_SUBNET")
+        raise ValueError(f"no {name}")
     return IPv4Network(value, strict=False)
 
 

@@ -91,6 +91,22 @@ def test_a_neighbour_gets_a_plain_route(direct: DirectLab) -> None:
     assert direct.base.nexthops() == []
 
 
+def test_routes_follow_the_uplink_to_another_device(direct: DirectLab) -> None:
+    set_leases(direct, lease(1, NEIGHBOUR), lease(2, NEIGHBOUR + 1))
+    # As where an administrator puts the uplink into a bridge: it stays up, without its address.
+    ip("link add br0 type bridge")
+    ip("link set br0 up")
+    ip("addr flush dev up0")
+    ip(f"addr add {UPLINK_ADDRESS}/15 dev br0")
+    uplink = replace(direct.base.uplink, name="br0", ifindex=socket.if_nametoindex("br0"))
+    direct.backend.prepare(uplink)
+    set_leases(direct, lease(1, NEIGHBOUR))
+    assert [route[:3] for route in direct.routes()] == [("10.128.1.0/24", "br0", str(NEIGHBOUR))]
+    (status,) = direct.forwarding.statuses()
+    assert status.condition is Condition.PROGRAMMED
+    assert len(direct.base.nexthops()) == 1
+
+
 def test_a_node_behind_a_router_is_refused_by_itself(direct: DirectLab) -> None:
     ip("route add 198.51.100.0/24 via 198.18.0.77")
     with pytest.raises(PeerRefusedError, match="expected a node on the link of up0"):

@@ -292,6 +292,8 @@ def test_two_leases_of_one_node_share_its_forwarding_entry(ready_lab: Lab) -> No
         (replace(peer(1), subnet=IPv4Network("10.1.0.0/24")), f"a part of {NETWORK}"),
         (replace(peer(1), subnet=IPv4Network("10.0.0.0/8")), f"a part of {NETWORK}"),
         (replace(peer(1), mac=None), "with a MAC"),
+        (replace(peer(1), node=peer(1).subnet[7]), "10.128.1.7, a pod's address"),
+        (replace(peer(1), node=SUBNET[7]), "10.128.0.7, a pod's address"),
     ],
 )
 def test_invalid_peer_is_refused_and_others_are_not(ready_lab: Lab, bad: Peer, reason: str) -> None:

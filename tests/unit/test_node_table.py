@@ -56,6 +56,19 @@ def test_nodes_and_pods_are_known() -> None:
     assert not TABLE.is_pod(int(IPv4Address("10.245.0.0")))
 
 
+def test_a_node_with_an_address_in_a_lease_has_no_way() -> None:
+    peers = [
+        peer("10.244.1.0/24", "10.244.2.7"),
+        peer("10.244.2.0/24", "198.18.0.2"),
+        peer("10.244.3.0/25", "10.244.3.3"),
+        peer("10.244.4.0/24", "10.244.200.1"),  # of the network, but nobody's
+    ]
+    table = NodeTable.of(peers, network=NETWORK)
+    found = {each: table.node_of(int(each.subnet[1])) for each in peers}
+    assert list(found.values()) == [None, int(peers[1].node), None, int(peers[3].node)]
+    assert [table.is_node(int(each.node)) for each in peers] == [False, True, False, True]
+
+
 def test_leases_of_one_size_are_one_look_up() -> None:
     peers = [peer(f"10.244.{n}.0/24", "198.18.0.1") for n in range(200)]
     assert [shift for shift, _ in NodeTable.of(peers, network=NETWORK).levels] == [8]

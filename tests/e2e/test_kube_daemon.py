@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -157,6 +157,19 @@ def test_traffic_goes_on_without_the_api_and_a_new_node_joins_after_it(
     assert ping(one.pods[0].namespace, new.add_pod().address) is not None
 
 
+def test_a_daemon_that_an_api_server_keeps_waiting_ends_at_once_when_it_is_told(
+    empty: KubeNetwork,
+) -> None:
+    node = empty.add_node(ONE)
+    with empty.api.hanging():
+        empty.start(node)
+        wait_until(lambda: node.daemon.status("/healthz") == 200, timeout=10, what="alive")
+        wait_until(
+            lambda: "ESTAB" in node.namespace.run("ss", "-tn").stdout, timeout=10, what="asking"
+        )
+        assert node.daemon.process.stop(timeout=5) == 0
+
+
 def test_a_node_without_a_pod_cidr_waits_for_one(network: KubeNetwork) -> None:
     one = network.cluster.nodes[0]
     node = network.add_node("")
@@ -211,6 +224,30 @@ def test_a_node_that_goes_and_comes_again_is_forgotten_and_reached(network: Kube
     wait_until(lambda: network.is_available(two), timeout=20, what="condition cleared again")
     assert ping(one.pods[0].namespace, two.pods[0].address, timeout=10) is not None
     assert "subnet is another one" not in log_of(two)
+
+
+@pytest.mark.parametrize("cidr", ["10.244.7.0/24", "10.244.7.64/26"])
+def test_a_node_made_anew_with_another_pod_cidr_moves_there(empty: KubeNetwork, cidr: str) -> None:
+    one, two = empty.add_node(ONE), empty.add_node(TWO)
+    for node in (one, two):
+        empty.start(node)
+    wait_acquainted(empty.cluster)
+    empty.api.delete(two.name)
+    empty.api.put(two.name, cidr=cidr)
+    wait_until(lambda: peer_routes(one) == {cidr}, timeout=60, what="the new subnet is routed")
+    wait_log(two, "our subnet is another one now")
+    source, moved = one.add_pod(), two.add_pod()
+    assert moved.address in IPv4Network(cidr)
+    assert ping(source.namespace, moved.address, timeout=10) is not None
+    assert ping(moved.namespace, source.address, timeout=10) is not None
+    with udp_probe(source.namespace, moved.namespace, moved.address, rate=500) as probe:
+        probe.wait_flowing(DATAGRAMS)
+        assert probe.stop().lost == 0
+    troubles = told_by(two, empty.cluster)["fast_path"]["troubles"]
+    if cidr.endswith("/24"):
+        assert troubles == {}
+    else:
+        assert troubles == {"configure": f"subnet {cidr}: not a /24 of 10.244.0.0/16"}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ programs are attached they carry nearly everything, and the pump has what they l
 """
 
 import logging
+import sys
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ from kersey_control.tun import Tun
 from kersey_control.uplink import Uplink
 
 logger = logging.getLogger(__name__)
+
+_SWITCH_SECONDS = 0.0005
+"""How long another thread of the daemon may keep the pump waiting for the interpreter; ten times
+that, Python's default, let a busy control loop cut the pump to a third."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +230,7 @@ class PumpedBackend(Backend):
             hops=self.hops,
             check=self._pump_options.check,
         )
+        sys.setswitchinterval(_SWITCH_SECONDS)
         proxy.start()
         self._pump = _Pump(proxy, carrier, source, address)
         self._nodes.serve(proxy)

@@ -22,11 +22,12 @@ from prometheus_client.registry import Collector
 from kersey_control import __version__
 from kersey_control.durations import BOUNDS, Tally
 from kersey_control.metrics.readings import Readings
-from kersey_control.reconcile import FdbEntry, Neighbour, Nexthop, Route, StrayRoute
+from kersey_control.reconcile import DeviceRoute, FdbEntry, Neighbour, Nexthop, Route, StrayRoute
 from kersey_control.schedule import Task
 from kersey_control.status import Status
 
-_REPAIRS = (*(kind.__name__ for kind in (Nexthop, Neighbour, FdbEntry, Route, StrayRoute)), "rules")
+_OBJECTS = (Nexthop, Neighbour, FdbEntry, Route, DeviceRoute, StrayRoute)
+_REPAIRS = (*(kind.__name__ for kind in _OBJECTS), "rules")
 _TASKS = ("events", *Task)
 
 

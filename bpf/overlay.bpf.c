@@ -65,7 +65,7 @@ static __always_inline enum verdict judge_routed(struct __sk_buff *skb,
 	if (!tunnel_leads_to(*peer, packet_start))
 		return VERDICT_OTHER_GATEWAY;
 	count_sent(*peer, skb, skb->len - TUNNEL_LINK);
-	/* Before a route follows its peer: no witness of the way that it has. */
+	/* The route has yet to follow its peer: no witness for that way. */
 	if ((*peer)->direct)
 		return VERDICT_OTHER_GATEWAY;
 	if (config->admission == ADMISSION_OFF)

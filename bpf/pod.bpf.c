@@ -47,6 +47,55 @@ static __always_inline void note_sender(const struct config *config,
 		endpoint->sent_port = port;
 }
 
+/* Whether it gets to the peer: hops, lengths, MTU. */
+static __always_inline enum verdict
+judge_egress_size(const struct __sk_buff *skb, const struct config *config,
+		  const struct peer *peer, const struct packet *packet)
+{
+	u32 room = peer->direct ? 0 : TUNNEL_ROOM;
+
+	if (packet->ttl <= (peer->direct ? 1 : TUNNEL_HOPS))
+		return VERDICT_TTL;
+	if (packet->total_len + sizeof(struct ethernet) != skb->len ||
+	    packet->total_len + room > 0xffff)
+		return VERDICT_LENGTH;
+	return fits(skb, packet, config->mtu) ? UNDECIDED : VERDICT_TOO_BIG;
+}
+
+static __always_inline bool must_be_segmented(const struct __sk_buff *skb,
+					      const struct peer *peer,
+					      const struct packet *packet)
+{
+	return !TUNNEL_SENDS_DATAGRAMS && !peer->direct && skb->gso_size &&
+	       packet->protocol == IPPROTO_UDP;
+}
+
+/* FAST: *flow is set. */
+static __always_inline enum verdict
+judge_egress_flow(const struct __sk_buff *skb, const struct config *config,
+		  struct flow_key *key, const struct packet *packet,
+		  struct flow **flow)
+{
+	const struct ethernet *ethernet = (void *)(long)skb->data;
+	enum verdict verdict;
+
+	*flow = flows.lookup(key);
+	if (!*flow)
+		return VERDICT_NOT_ADMITTED;
+	verdict = admitted(config, *flow, (*flow)->egress_kind, packet);
+	/*
+	 * The source address is this port's and this MAC's, and the frame is
+	 * for the gateway, not for a neighbour on the bridge.
+	 */
+	if (verdict == VERDICT_FAST &&
+	    ((void *)(ethernet + 1) > (void *)(long)skb->data_end ||
+	     (*flow)->egress_port != skb->ifindex ||
+	     !same_mac((*flow)->pod_mac, ethernet->src) ||
+	     !same_mac((*flow)->gateway_mac, ethernet->dst)))
+		return VERDICT_OTHER_PORT;
+	return verdict;
+}
+
 /* FAST: *peer and *flow are set, and nothing has been written. */
 static __always_inline enum verdict judge_sent(struct __sk_buff *skb,
 					       const struct config *config,
@@ -87,31 +136,12 @@ static __always_inline enum verdict judge_sent(struct __sk_buff *skb,
 			return verdict;
 		}
 	}
-	if (packet.ttl <= ((*peer)->direct ? 1 : TUNNEL_HOPS))
-		return VERDICT_TTL;
-	if (packet.total_len + sizeof(*ethernet) != skb->len ||
-	    packet.total_len + ((*peer)->direct ? 0 : TUNNEL_ROOM) > 0xffff)
-		return VERDICT_LENGTH;
-	if (!fits(skb, &packet, config->mtu))
-		return VERDICT_TOO_BIG;
-	if (!TUNNEL_SENDS_DATAGRAMS && !(*peer)->direct && skb->gso_size &&
-	    packet.protocol == IPPROTO_UDP) {
-		sight(config, &key, &packet, EGRESS, skb->ifindex);
-		return VERDICT_DATAGRAMS;
-	}
-	*flow = flows.lookup(&key);
-	verdict = *flow ? admitted(config, *flow, (*flow)->egress_kind,
-				   &packet) :
-			  VERDICT_NOT_ADMITTED;
-	/*
-	 * The source address is this port's and this MAC's, and the frame is
-	 * for the gateway, not for a neighbour on the bridge.
-	 */
-	if (verdict == VERDICT_FAST &&
-	    ((*flow)->egress_port != skb->ifindex ||
-	     !same_mac((*flow)->pod_mac, ethernet->src) ||
-	     !same_mac((*flow)->gateway_mac, ethernet->dst)))
-		verdict = VERDICT_OTHER_PORT;
+	verdict = judge_egress_size(skb, config, *peer, &packet);
+	if (verdict != UNDECIDED)
+		return verdict;
+	verdict = must_be_segmented(skb, *peer, &packet) ?
+			  VERDICT_DATAGRAMS :
+			  judge_egress_flow(skb, config, &key, &packet, flow);
 	if (verdict != VERDICT_FAST) {
 		sight(config, &key, &packet, EGRESS, skb->ifindex);
 		note_sender(config, packet.src, ethernet->src, skb->ifindex);

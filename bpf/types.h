@@ -41,7 +41,7 @@ struct config {
 	u8 vtep_mac[6];
 	u16 hertz;          /* jiffies a second; for user space */
 	u16 reserved;
-	u32 carrier;        /* ifindex of a proxy's TUN device; 0: there is none */
+	u32 carrier;        /* ifindex of a proxy's TUN device; 0: none */
 };
 
 /*

@@ -181,22 +181,12 @@ static __always_inline bool is_datagrams(const struct __sk_buff *skb,
 	       protocol == IPPROTO_UDP;
 }
 
-/*
- * The sender has been checked. headers: NULL where there is no tunnel. FAST:
- * arrival->flow is set.
- */
+/* Whether it is for a pod of ours, on the way that its sender has. */
 static __always_inline enum verdict
-judge_flow(struct __sk_buff *skb, const struct config *config,
-	   const struct ipv4 *ip, const struct tunnel_headers *headers,
-	   struct arrival *arrival)
+judge_way(const struct __sk_buff *skb, const struct config *config,
+	  const struct ipv4 *ip, const struct tunnel_headers *headers,
+	  const struct peer *peer)
 {
-	const void *end = (void *)(long)skb->data_end;
-	struct packet packet = {};
-	struct flow_key key;
-	enum verdict verdict;
-
-	if (config->admission == ADMISSION_OFF)
-		return VERDICT_ADMISSION_OFF;
 	if (skb->pkt_type != PACKET_HOST)
 		return VERDICT_NOT_HOST;
 	if (skb->vlan_present)
@@ -206,16 +196,63 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 	if (!is_own_pod(config, ip->dst))
 		return VERDICT_NOT_POD;
 	/* No witness for the other way: not even noted. */
-	if (headers && arrival->peer->direct)
-		return VERDICT_TUNNELLED;
-	verdict = parse_packet(ip, end, &packet);
+	return headers && peer->direct ? VERDICT_TUNNELLED : UNDECIDED;
+}
+
+static __always_inline enum verdict
+judge_ingress_size(const struct __sk_buff *skb, const struct config *config,
+		   const struct tunnel_headers *headers,
+		   const struct packet *packet)
+{
+	if (headers ? !lengths_agree(skb, headers, packet->total_len) :
+		      !plain_length_agrees(skb, packet->total_len))
+		return VERDICT_LENGTH;
+	return fits(skb, packet, config->pod_mtu) ? UNDECIDED : VERDICT_TOO_BIG;
+}
+
+/* FAST: arrival->flow is set. */
+static __always_inline enum verdict
+judge_ingress_flow(const struct config *config, struct flow_key *key,
+		   const struct packet *packet, struct arrival *arrival)
+{
+	struct flow *flow = flows.lookup(key);
+	enum verdict verdict;
+
+	if (!flow)
+		return VERDICT_NOT_ADMITTED;
+	verdict = admitted(config, flow, flow->ingress_kind, packet);
+	if (verdict != VERDICT_FAST)
+		return verdict;
+	arrival->flow = flow;
+	return is_port_alive(flow) ? VERDICT_FAST : VERDICT_PORT_GONE;
+}
+
+/*
+ * The sender has been checked. headers: NULL where there is no tunnel. FAST:
+ * arrival->flow is set.
+ */
+static __always_inline enum verdict
+judge_inner(struct __sk_buff *skb, const struct config *config,
+	    const struct ipv4 *ip, const struct tunnel_headers *headers,
+	    struct arrival *arrival)
+{
+	const void *end = (void *)(long)skb->data_end;
+	int extra_hops = headers ? TUNNEL_HOPS - 1 : 0;
+	struct packet packet = {};
+	struct flow_key key;
+	enum verdict verdict;
+
+	if (config->admission == ADMISSION_OFF)
+		return VERDICT_ADMISSION_OFF;
+	verdict = judge_way(skb, config, ip, headers, arrival->peer);
+	if (verdict == UNDECIDED)
+		verdict = parse_packet(ip, end, &packet);
 	if (verdict != UNDECIDED)
 		return verdict;
-	/* From here on it is what the stack will see of it. */
-	if (headers && packet.ttl < TUNNEL_HOPS)
+	if (packet.ttl <= extra_hops)
 		return VERDICT_TTL;
-	if (headers)
-		packet.ttl -= TUNNEL_HOPS - 1;
+	/* From here on it is what the stack will see of it. */
+	packet.ttl -= extra_hops;
 	ingress_key(&key, &packet);
 	if (packet.tcp_flags & TCP_CONTROL) {
 		verdict = judge_control(config, &key, &packet);
@@ -225,32 +262,18 @@ judge_flow(struct __sk_buff *skb, const struct config *config,
 			return verdict;
 		}
 	}
-	if (packet.ttl <= 1)
+	if (packet.ttl == 1)
 		return VERDICT_TTL;
-	if (headers ? !lengths_agree(skb, headers, packet.total_len) :
-		      !plain_length_agrees(skb, packet.total_len))
-		return VERDICT_LENGTH;
-	if (!fits(skb, &packet, config->pod_mtu))
-		return VERDICT_TOO_BIG;
-	if (headers && congestion_matters(headers->ip.tos, packet.tos)) {
+	verdict = judge_ingress_size(skb, config, headers, &packet);
+	if (verdict != UNDECIDED)
+		return verdict;
+	verdict = headers && congestion_matters(headers->ip.tos, packet.tos) ?
+			  VERDICT_CONGESTION :
+		  headers && is_datagrams(skb, packet.protocol) ?
+			  VERDICT_DATAGRAMS :
+			  judge_ingress_flow(config, &key, &packet, arrival);
+	if (verdict != VERDICT_FAST)
 		sight(config, &key, &packet, INGRESS, 0);
-		return VERDICT_CONGESTION;
-	}
-	if (headers && is_datagrams(skb, packet.protocol)) {
-		sight(config, &key, &packet, INGRESS, 0);
-		return VERDICT_DATAGRAMS;
-	}
-	arrival->flow = flows.lookup(&key);
-	verdict = arrival->flow ?
-			  admitted(config, arrival->flow,
-				   arrival->flow->ingress_kind, &packet) :
-			  VERDICT_NOT_ADMITTED;
-	if (verdict == VERDICT_FAST) {
-		if (is_port_alive(arrival->flow))
-			return VERDICT_FAST;
-		verdict = VERDICT_PORT_GONE;
-	}
-	sight(config, &key, &packet, INGRESS, 0);
 	return verdict;
 }
 
@@ -272,7 +295,7 @@ static __always_inline enum verdict judge_plain(struct __sk_buff *skb,
 	arrival->length = host16(ip->total_len);
 	if (!arrival->peer->direct)
 		return VERDICT_NOT_TUNNELLED;
-	return judge_flow(skb, config, ip, NULL, arrival);
+	return judge_inner(skb, config, ip, NULL, arrival);
 }
 
 /*
@@ -318,8 +341,8 @@ judge_tunnelled(struct __sk_buff *skb, const struct config *config,
 			       tunnel_inner_type(&headers->body),
 			       headers->body.inner_ip.src, &arrival->peer);
 	if (verdict == UNDECIDED)
-		verdict = judge_flow(skb, config, &headers->body.inner_ip,
-				     headers, arrival);
+		verdict = judge_inner(skb, config, &headers->body.inner_ip,
+				      headers, arrival);
 	if (!TUNNEL_LINK && config->carrier && verdict != VERDICT_FAST)
 		arrival->whole = is_whole(skb, config, headers);
 	return verdict;

@@ -31,11 +31,6 @@ class Wire:
     room: int = 0
     hops: int = 1
 
-    @property
-    def mtu(self) -> int:
-        """Return the longest inner packet in bytes on an uplink of 1500."""
-        return 1500 - self.room
-
     def leave(self, packet: bytes) -> bytes:
         """Return an inner packet as it is after one end of the tunnel, router included."""
         for _ in range(self.hops):

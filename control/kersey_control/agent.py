@@ -493,14 +493,20 @@ class Agent:
         )
 
     def _look_at_routes(self, now: float) -> None:
-        """Decide anew, for every peer, whether its node is a neighbour, if any answer changed."""
+        """Look at everything anew if the uplink or the way to any node is another one now.
+
+        And after trouble: what was missing may have come with a route.
+        """
         self._routes_pending = False
         try:
-            if self._underlay.has_changed():
-                logger.info("routes to nodes changed")
-                self._schedule.by(Task.REPAIR, now)
-        except KernelError as error:
+            moved = find_uplink(self._options) != self._uplink or self._underlay.has_changed()
+        except (UplinkError, KernelError) as error:
             self._postpone_repair(error)
+        else:
+            if moved:
+                logger.info("routes to nodes changed")
+            if moved or self._trouble:
+                self._schedule.by(Task.REPAIR, now)
 
     def _repair(self, now: float) -> None:
         """Look at the uplink, the device and every object, and put right what differs."""

@@ -139,7 +139,11 @@ class Links:
 
     def of_instance(self) -> tuple[Link, ...]:
         """Return the devices that bear our own mark. Raises RequestError."""
-        return tuple(link for link in self.owned() if link.alias == self._alias)
+        return tuple(link for link in self.owned() if self.is_own(link))
+
+    def is_own(self, link: Link) -> bool:
+        """Return whether a device bears our own mark, whatever its name."""
+        return link.alias == self._alias
 
     def create_vxlan(self, spec: VxlanSpec) -> None:
         """Create a VXLAN device, down. Raises RequestError.

@@ -99,11 +99,16 @@ class Tun:
     @property
     def is_alive(self) -> bool:
         """Whether the device that we hold still exists, under whatever name."""
+        return self.name_now is not None
+
+    @property
+    def name_now(self) -> str | None:
+        """The name of the device that we hold, which someone may have changed; None: deleted."""
         try:
-            fcntl.ioctl(self._file, _TUNGETIFF, bytes(_IFREQ.size))
+            found = fcntl.ioctl(self._file, _TUNGETIFF, bytes(_IFREQ.size))
         except OSError:
-            return False
-        return True
+            return None
+        return found[:_NAME_SIZE].partition(b"\0")[0].decode(errors="replace")
 
     def read_into(self, room: memoryview) -> int | None:
         """Read one packet into `room`; return its length, None if there is none now.

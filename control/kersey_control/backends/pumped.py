@@ -200,16 +200,25 @@ class PumpedBackend(Backend):
         return self._ensure_tun()
 
     def _ensure_tun(self) -> Link:
-        if self._tun is None or not self._tun.is_alive:
+        if self._tun is None or self._tun.name_now != self.device_name:
             self._stop_pump()
             if self._tun is not None:
-                self._tun.close()
+                self._give_up(self._tun)
             self._tun = Tun(self.device_name)
             self._log("opened")
         found = self._links.find(self.device_name)
         if found is None:
             raise KernelError(f"{self.device_name}: deleted by someone while being prepared")
         return found
+
+    def _give_up(self, tun: Tun) -> None:
+        """Leave a device that was deleted, and delete one that someone gave another name."""
+        name = tun.name_now
+        tun.close()
+        renamed = self._links.find(name) if name is not None else None
+        if renamed is not None:
+            self._links.delete(renamed)
+            self._log("deleted, it had another name")
 
     def _keep_pump(self, tun: Tun, address: IPv4Address) -> None:
         """Have a pump between the device and a socket at our present address."""

@@ -270,14 +270,23 @@ class VxlanBackend(Backend):
         return found
 
     def _refuse_if_taken(self, spec: VxlanSpec) -> None:
+        """Raise KernelError for another's device of our VNI; ours that was renamed goes."""
         for other in self._links.vxlans():
             info = other.vxlan
-            if other.name != spec.name and info and (info.vni, info.port) == (spec.vni, spec.port):
+            if (
+                other.name == spec.name
+                or not info
+                or (info.vni, info.port) != (spec.vni, spec.port)
+            ):
+                continue
+            if not self._links.is_own(other):
                 raise KernelError(
                     f"{spec.name}: got device {other.name} with the same VNI {spec.vni} and port"
                     f" {spec.port}, expected none; delete it (ip link del {other.name}) or choose"
                     " another VNI or Port in the network config"
                 )
+            self._links.delete(other)
+            self._log("deleted, it had another name", name=other.name)
 
     def _bring_up(self, found: Link, spec: VxlanSpec) -> None:
         if found.mtu != spec.mtu:

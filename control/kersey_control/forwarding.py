@@ -108,6 +108,7 @@ class Forwarding:
         self._refused: dict[IPv4Network, str] = {}
         self._failing: dict[IPv4Network, _Retry] = {}
         self._sweep: _Retry | None = None  # a removal failed: audit again
+        self._common_trouble = ""  # why something that all peers need is missing
 
     @property
     def desired(self) -> Mapping[Key, KernelObject]:
@@ -186,6 +187,8 @@ class Forwarding:
         self._admit_all()
         todo = plan(self._desired, actual)
         failures = self._rtnl.apply(todo)
+        missing = (failure for failure in failures if key_of(failure.obj) in self._common)
+        self._common_trouble = next(map(_reason, missing), "")
         self._settle(self._objects, failures, now)
         if not self._note_stuck(failures, now):
             self._sweep = None
@@ -211,6 +214,8 @@ class Forwarding:
                 yield PeerStatus(peer, Condition.REFUSED, self._refused[subnet])
             elif subnet in self._failing:
                 yield PeerStatus(peer, Condition.FAILING, self._failing[subnet].reason)
+            elif self._common_trouble and not self._objects.get(subnet):
+                yield PeerStatus(peer, Condition.FAILING, self._common_trouble)
             elif subnet in self._objects:
                 yield PeerStatus(peer, Condition.PROGRAMMED)
             else:

@@ -110,6 +110,7 @@ class Forwarding:
         self._sweep: _Retry | None = None  # a removal failed: audit again
         self.refusals = 0
         """Requests that the kernel refused so far."""
+        self._common_trouble = ""  # why something that all peers need is missing
 
     @property
     def desired(self) -> Mapping[Key, KernelObject]:
@@ -188,6 +189,8 @@ class Forwarding:
         self._admit_all()
         todo = plan(self._desired, actual)
         failures = self._rtnl.apply(todo)
+        missing = (failure for failure in failures if key_of(failure.obj) in self._common)
+        self._common_trouble = next(map(_reason, missing), "")
         self._settle(self._objects, failures, now)
         if not self._note_stuck(failures, now):
             self._sweep = None
@@ -213,6 +216,8 @@ class Forwarding:
                 yield PeerStatus(peer, Condition.REFUSED, self._refused[subnet])
             elif subnet in self._failing:
                 yield PeerStatus(peer, Condition.FAILING, self._failing[subnet].reason)
+            elif self._common_trouble and not self._objects.get(subnet):
+                yield PeerStatus(peer, Condition.FAILING, self._common_trouble)
             elif subnet in self._objects:
                 yield PeerStatus(peer, Condition.PROGRAMMED)
             else:

@@ -181,14 +181,6 @@ STATIC = [
         "sysctl -w net.ipv4.conf.eth0.rp_filter=2",
     ),
     Fault(
-        "conntrack",
-        sysctls("net.netfilter.nf_conntrack_tcp_be_liberal", good=1, bad=0),
-        "conntrack",
-        "error",
-        "net.netfilter.nf_conntrack_tcp_be_liberal is 0",
-        "nf_conntrack_tcp_be_liberal=1",
-    ),
-    Fault(
         "route",
         on_node(
             (

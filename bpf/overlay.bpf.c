@@ -119,7 +119,7 @@ static __always_inline int carry(struct __sk_buff *skb,
 	if (pushed == PUSH_BROKEN)
 		verdict = VERDICT_ROOM;
 	count_verdict(PROGRAM_TO_OVERLAY, verdict);
-	return pushed == PUSH_DONE   ? send_to(config, peer) :
+	return pushed == PUSH_DONE   ? send_routed(config) :
 	       pushed == PUSH_BROKEN ? DROP :
 				       TO_STACK;
 }

@@ -65,7 +65,7 @@ static __always_inline enum verdict judge_routed(struct __sk_buff *skb,
 	if (!tunnel_leads_to(*peer, packet_start))
 		return VERDICT_OTHER_GATEWAY;
 	count_sent(*peer, skb, skb->len - TUNNEL_LINK);
-	/* The route has yet to follow its peer: no witness for that way. */
+	/* Before a route follows its peer: no witness of the way that it has. */
 	if ((*peer)->direct)
 		return VERDICT_OTHER_GATEWAY;
 	if (config->admission == ADMISSION_OFF)
@@ -119,14 +119,9 @@ static __always_inline int carry(struct __sk_buff *skb,
 	if (pushed == PUSH_BROKEN)
 		verdict = VERDICT_ROOM;
 	count_verdict(PROGRAM_TO_OVERLAY, verdict);
-	if (pushed != PUSH_DONE)
-		return pushed == PUSH_BROKEN ? DROP : TO_STACK;
-	/*
-	 * Without a next hop: the packet still has its route to this device,
-	 * by which a neighbour that is resolved only now would send it, as it
-	 * is. A look-up gives it a route of its own.
-	 */
-	return redirect_neigh(config->uplink, NULL, 0, 0);
+	return pushed == PUSH_DONE   ? send_routed(config) :
+	       pushed == PUSH_BROKEN ? DROP :
+				       TO_STACK;
 }
 
 int to_overlay(struct __sk_buff *skb)

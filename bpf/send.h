@@ -37,3 +37,14 @@ static __always_inline long send_to(const struct config *config,
 	return redirect_neigh(config->uplink, nexthop.ipv4_nh ? &nexthop : NULL,
 			      nexthop.ipv4_nh ? sizeof(nexthop) : 0, 0);
 }
+
+/*
+ * The same for a packet that the stack has routed, to the tunnel's device. It
+ * still has that route, and where the neighbour must be asked for first, the
+ * kernel would go by it once there is an answer: out of the uplink, without an
+ * Ethernet header. Without a next hop from us it takes the uplink's route.
+ */
+static __always_inline long send_routed(const struct config *config)
+{
+	return redirect_neigh(config->uplink, NULL, 0, 0);
+}

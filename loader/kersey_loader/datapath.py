@@ -460,7 +460,9 @@ def load(settings: Settings) -> Datapath:
         ports=settings.max_ports,
     )
     files = source.bpf_directory()
-    map_home, maps, fresh = pins.open_maps(settings.directory, specs, settings.tunnel)
+    map_home, maps, fresh = pins.open_maps(
+        settings.directory, specs, tunnel=settings.tunnel, network=settings.network
+    )
     program_home, programs = pins.open_programs(
         settings.directory,
         text=source.program_text(files, settings.tunnel),

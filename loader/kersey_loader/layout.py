@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from ipaddress import IPv4Network
 
 from kersey_loader.tunnel import TunnelKind
 
@@ -275,17 +276,18 @@ def map_specs(*, subnets: int, peers: int, flows: int, ports: int) -> tuple[MapS
     )
 
 
-def layout_hash(specs: tuple[MapSpec, ...], tunnel: TunnelKind) -> str:
+def layout_hash(specs: tuple[MapSpec, ...], *, tunnel: TunnelKind, network: IPv4Network) -> str:
     """Return a short name for the layout of maps: equal exactly if their contents can be shared.
 
-    What the programs of one tunnel wrote means something else to those of another.
+    What the programs of one tunnel wrote means something else to those of another, and subnet
+    numbers of one network mean other subnets in another.
     """
     fields = {
         name: [(field, getattr(struct, field).offset) for field in _field_names(struct)]
         for name, struct in STRUCTS.items()
     }
     maps = [(s.name, s.type, s.key_size, s.value_size, s.max_entries) for s in specs]
-    text = json.dumps([fields, maps, tunnel], sort_keys=True)
+    text = json.dumps([fields, maps, tunnel, str(network)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

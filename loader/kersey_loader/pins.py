@@ -13,6 +13,7 @@ import logging
 import shutil
 import subprocess
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from kersey_loader import compile_child
@@ -48,13 +49,13 @@ class Pinned:
 
 
 def open_maps(
-    directory: Path, specs: tuple[MapSpec, ...], tunnel: TunnelKind
+    directory: Path, specs: tuple[MapSpec, ...], *, tunnel: TunnelKind, network: IPv4Network
 ) -> tuple[Path, dict[str, Map], bool]:
-    """Adopt the pinned maps of this layout, or make and pin those that are missing.
+    """Adopt the pinned maps of this layout and network, or make and pin those that are missing.
 
     Returns their directory, the maps, and whether any of them is new. Raises BpfError.
     """
-    home = directory / f"maps-{layout_hash(specs, tunnel)}"
+    home = directory / f"maps-{layout_hash(specs, tunnel=tunnel, network=network)}"
     home.mkdir(mode=0o700, exist_ok=True)
     maps, fresh = {}, False
     for spec in specs:

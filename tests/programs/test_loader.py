@@ -76,6 +76,14 @@ def test_other_layout_makes_new_maps_and_programs_beside_the_old(settings: Setti
         assert again.adopted
 
 
+def test_another_network_never_gets_the_subnet_numbers_of_the_former(settings: Settings) -> None:
+    other = replace(settings, network=IPv4Network("10.99.0.0/16"))
+    assert other.subnets == settings.subnets
+    with load(settings) as old, load(other) as new:
+        assert not new.adopted
+        assert not set(map_ids(old).values()) & set(map_ids(new).values())
+
+
 def test_pinned_map_of_another_shape_is_not_adopted(settings: Settings) -> None:
     with load(settings) as loaded:
         before = map_ids(loaded)
@@ -104,7 +112,9 @@ def changed_source(scratch: Path, name: str, old: str, new: str) -> Path:
 def compile_copy(settings: Settings, directory: Path) -> None:
     ensure_bpffs(settings.directory)
     specs = layout.map_specs(subnets=256, peers=256, flows=64, ports=8)
-    home, maps, _ = pins.open_maps(settings.directory, specs, settings.tunnel)
+    home, maps, _ = pins.open_maps(
+        settings.directory, specs, tunnel=settings.tunnel, network=settings.network
+    )
     pins.open_programs(
         settings.directory,
         text=source.program_text(directory, settings.tunnel),

@@ -25,5 +25,8 @@ def run(flags: CleanupFlags) -> int:
         ):
             print(f"removed {line}")
         lock.unlink(missing_ok=True)
-    print("nothing of Kersey is left on this node; its lease ends by itself within 24 hours")
+    print(
+        "nothing of Kersey is left on this node; its lease in etcd ends by itself within 24 hours,"
+        " its annotations in Kubernetes stay"
+    )
     return 0

@@ -13,6 +13,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,6 +44,7 @@ class EtcdServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._cluster_name = "kersey"
         self.token = ""
+        self._user: dict[str, str] | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -108,7 +110,20 @@ class EtcdServer:
         self._signal(signal.SIGCONT)
 
     def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the gateway's answer to one request, e.g. `kv/put`."""
+        """Return the gateway's answer to one request, e.g. `kv/put`.
+
+        Logs in again where etcd has forgotten the token, as it may while others log in.
+        """
+        try:
+            return self._ask(path, body)
+        except urllib.request.HTTPError as error:
+            if error.code != HTTPStatus.UNAUTHORIZED or self._user is None:
+                raise
+        user, self._user = self._user, None  # a second refusal is an error
+        self.login(**user)
+        return self._ask(path, body)
+
+    def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Authorization": self.token} if self.token else {}
         request = urllib.request.Request(  # noqa: S310  # always our own loopback URL
             f"{self.url}/v3/{path}", json.dumps(body).encode(), headers
@@ -153,8 +168,9 @@ class EtcdServer:
         self.call("kv/compaction", {"revision": revision, "physical": True})
 
     def login(self, *, name: str, password: str) -> None:
-        answer = self.call("auth/authenticate", {"name": name, "password": password})
+        answer = self._ask("auth/authenticate", {"name": name, "password": password})
         self.token = answer["token"]
+        self._user = {"name": name, "password": password}
 
     def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:

@@ -98,7 +98,7 @@ def test_each_map_is_counted_for_itself(lab: Lab) -> None:
         "flows": 0,
         "sightings": 3,
         "endpoints": 1,
-        "nodes": 2,
+        "nodes": 3,
         "pod_ports": 2,
     }
 
@@ -124,7 +124,7 @@ def test_counting_goes_on_while_flows_come_and_go(lab: Lab) -> None:
 
 def test_reading_a_closed_datapath_is_an_error_of_the_loader(lab: Lab) -> None:
     with load(lab.datapath._settings) as datapath:
-        assert measure(datapath).maps["nodes"].entries == 2
+        assert measure(datapath).maps["nodes"].entries == 3
     for read in (partial(measure, datapath), datapath.traffic, datapath.counters):
         with pytest.raises(BpfError, match="Bad file descriptor"):
             read()

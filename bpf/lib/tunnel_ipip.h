@@ -13,13 +13,12 @@ struct tunnel_body {
 	struct ipv4 inner_ip;
 } __attribute__((packed, aligned(2)));
 
+#include "l3tunnel.h"
+
 #define TUNNEL_ROOM sizeof(struct ipv4)
 #define TUNNEL_HEAD 0
 #define TUNNEL_ECN ECN_MASK
 #define TUNNEL_HOPS 1
-
-/* A tunnel or TUN device: IPv4 comes first. */
-#define TUNNEL_LINK 0
 
 #define TUNNEL_ENCAP 0
 #define TUNNEL_CSUM_LEVELS 0
@@ -37,42 +36,10 @@ static __always_inline bool tunnel_is_addressed(const struct config *config,
 	return true;
 }
 
-static __always_inline enum verdict
-tunnel_judge(const struct config *config, const struct tunnel_body *body)
-{
-	return UNDECIDED;
-}
-
-static __always_inline __be16 tunnel_inner_type(const struct tunnel_body *body)
-{
-	return ethertype_of(&body->inner_ip);
-}
-
-static __always_inline bool
-tunnel_is_for_device(const struct config *config,
-		     const struct tunnel_body *body)
-{
-	return true;
-}
-
-/* Nothing in the packet says: what is routed there goes to the lease's node. */
-static __always_inline bool tunnel_leads_to(const struct peer *peer,
-					    const void *packet)
-{
-	return true;
-}
-
 static __always_inline bool
 tunnel_length_is_right(const struct tunnel_body *body, u16 inner_len)
 {
 	return true;
-}
-
-static __always_inline __be16 tunnel_source_port(struct __sk_buff *skb,
-						 const struct config *config,
-						 struct flow *flow)
-{
-	return 0;
 }
 
 static __always_inline u32 tunnel_fill(struct ipv4 *outer,

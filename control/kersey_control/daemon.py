@@ -143,7 +143,6 @@ def _told(options: Options) -> ToldOptions:
         spoof_check=options.spoof_check,
         max_flows=options.max_flows,
         renew_margin=60.0 * options.subnet_lease_renew_margin,
-        forward_rules=options.iptables_forward_rules,
         store="kubernetes" if options.kube_subnet_mgr else "etcd",
         etcd_endpoints=() if options.kube_subnet_mgr else options.etcd_endpoints,
         etcd_prefix=options.etcd_prefix,

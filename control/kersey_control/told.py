@@ -87,7 +87,6 @@ class ToldOptions(msgspec.Struct, frozen=True):
     spoof_check: str = ""
     max_flows: int = 0
     renew_margin: float = 0.0
-    forward_rules: bool = True
     store: str = "etcd"
     etcd_endpoints: tuple[str, ...] = ()
     etcd_prefix: str = ""

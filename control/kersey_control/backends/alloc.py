@@ -21,7 +21,6 @@ class AllocBackend(Backend):
 
     name = "alloc"
     lease_type = ""
-    is_forwarding = False
 
     def __init__(self, network: IPv4Network, rtnl: Rtnl) -> None:
         self._network = network

@@ -57,9 +57,6 @@ class Backend(ABC):
     device_name: str | None = None
     """The name of our device."""
 
-    is_forwarding: bool = True
-    """Whether it is us who carry pods' packets, and not something outside."""
-
     @property
     def ifindex(self) -> int | None:
         """Return our device's ifindex: another one after it was made again; None without one."""

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import groupby
 
 from kersey_control.addresses import gateway_of
-from kersey_control.doctor.finding import Finding, error, listed, note, warning
+from kersey_control.doctor.finding import Finding, error, listed, warning
 from kersey_control.doctor.pings import Ping, answered_pings, refused_datagrams
 from kersey_control.node_view import NodeView, read_peers
 from kersey_control.told import ToldPeer
@@ -171,15 +171,6 @@ _FINDINGS = {
     "narrow tunnel": _narrow_tunnel,
     "checksum": _checksum,
 }
-
-
-def no_rights() -> Finding:
-    """Say that nothing could be sent."""
-    return note(
-        "peers were not asked: raw sockets are for root",
-        "whether packets arrive is unknown",
-        "sudo kersey doctor",
-    )
 
 
 def _names(found: list[Reach]) -> str:

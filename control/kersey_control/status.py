@@ -16,6 +16,7 @@ from kersey_loader.peers import Sums
 
 from kersey_control.durations import Durations
 from kersey_control.peer import Peer
+from kersey_control.reach import Reach
 from kersey_control.uplink import Uplink
 
 
@@ -78,5 +79,7 @@ class Status:
     """What went to and came from each peer, by its subnet; None without a fast path. Any thread."""
     occupancy: Callable[[], Occupancy] | None = None
     """How full the fast path's maps are; reads them through. None and threads as above."""
+    reach: Callable[[], Mapping[IPv4Network, Reach]] | None = None
+    """Which peers answer probes, by subnet; None where none are sent. Safe from any thread."""
     ready: bool = False
     heartbeat: float = 0.0

@@ -114,6 +114,17 @@ class ToldStatus(msgspec.Struct, frozen=True):
     options: ToldOptions = ToldOptions()
 
 
+class ToldReach(msgspec.Struct, frozen=True):
+    """Whether a peer answers probes: unknown, answers or silent. Losses are 0 to 1."""
+
+    answering: str = "unknown"
+    round_trip_seconds: float | None = None
+    loss: float | None = None
+    loss_out: float | None = None
+    loss_in: float | None = None
+    answered_seconds_ago: float | None = None
+
+
 class ToldPeer(msgspec.Struct, frozen=True):
     """One peer of the answer to `peers`. `condition` is programmed, failing or refused."""
 
@@ -123,6 +134,7 @@ class ToldPeer(msgspec.Struct, frozen=True):
     condition: str
     reason: str = ""
     mac: str | None = None
+    reach: ToldReach | None = None
 
 
 def encode(value: object) -> bytes:

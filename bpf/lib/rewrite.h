@@ -21,9 +21,6 @@ struct tunnel_headers {
 _Static_assert(TUNNEL_TEMPLATE <= sizeof(((struct peer *)0)->template),
 	       "the template has room for all headers");
 
-/* The inner header up to its addresses, which stay as they are. */
-#define REWRITTEN offsetof(struct ipv4, src)
-
 /*
  * ENCAP_L3 and what the tunnel adds: sets the GSO type, so that a super-packet
  * crosses whole and is segmented inside the tunnel header. FIXED_GSO: pods'
@@ -58,17 +55,34 @@ static __always_inline void take_hops(struct ipv4 *ip, int hops)
 		decrement_ttl(ip);
 }
 
-/* An inner packet's headers up to where nothing changes, and its hops taken. */
-static __always_inline void tunnel_prepare(struct tunnel_headers *headers,
-					   const struct peer *peer,
-					   const struct ipv4 *inner, int hops,
-					   __be16 source_port, u16 id)
+/* By words: the JIT takes unaligned ones, and the headers promise only twos. */
+static __always_inline void copy_template(void *to, const struct peer *peer)
 {
+	const void *from = peer->template;
+	u64 *words = to;
+	u16 *rest;
+	u32 i;
+
+#pragma unroll
+	for (i = 0; i < TUNNEL_TEMPLATE / sizeof(*words); i++)
+		words[i] = peer->template[i];
+	rest = to + i * sizeof(*words);
+	from += i * sizeof(*words);
+#pragma unroll
+	for (i = 0; i < TUNNEL_TEMPLATE % sizeof(*words) / sizeof(*rest); i++)
+		rest[i] = ((const u16 *)from)[i];
+}
+
+/* All of them, in front of an inner packet whose hops are taken. */
+static __always_inline void tunnel_write(struct tunnel_headers *headers,
+					 const struct peer *peer, int hops,
+					 __be16 source_port, u16 id)
+{
+	struct ipv4 *inner = &headers->body.inner_ip;
 	u32 sum = peer->partial_sum;
 
-	__builtin_memcpy(headers, peer->template, TUNNEL_TEMPLATE);
-	__builtin_memcpy(&headers->body.inner_ip, inner, REWRITTEN);
-	take_hops(&headers->body.inner_ip, hops);
+	copy_template(headers, peer);
+	take_hops(inner, hops);
 	headers->ip.tos = outer_ecn(inner->tos) & TUNNEL_ECN;
 	headers->ip.total_len =
 		be16((u16)(host16(inner->total_len) + TUNNEL_ROOM));
@@ -92,21 +106,16 @@ static __always_inline bool tunnel_push(struct __sk_buff *skb,
 					const struct peer *peer,
 					__be16 source_port, u16 id)
 {
-	const struct ethernet *ethernet = (void *)(long)skb->data;
-	const struct ipv4 *inner = (const void *)(ethernet + 1);
-	struct tunnel_headers headers __attribute__((aligned(8))), *into;
+	struct tunnel_headers *headers;
 
 	if (!TUNNEL_ROOM ||
-	    (const void *)(inner + 1) > (void *)(long)skb->data_end)
-		return false;
-	tunnel_prepare(&headers, peer, inner, TUNNEL_HOPS, source_port, id);
-	if (bpf_skb_adjust_room(skb, TUNNEL_ROOM, BPF_ADJ_ROOM_MAC,
+	    bpf_skb_adjust_room(skb, TUNNEL_ROOM, BPF_ADJ_ROOM_MAC,
 				TUNNEL_PUSH_FLAGS))
 		return false;
-	into = (void *)(long)skb->data;
-	if ((void *)(into + 1) > (void *)(long)skb->data_end)
-		return true; /* never: the call above made room for it */
-	__builtin_memcpy(into, &headers, TUNNEL_TEMPLATE + REWRITTEN);
+	headers = (void *)(long)skb->data;
+	/* Always: the call made room in front of what was read before. */
+	if ((void *)(headers + 1) <= (void *)(long)skb->data_end)
+		tunnel_write(headers, peer, TUNNEL_HOPS, source_port, id);
 	return true;
 }
 
@@ -124,25 +133,23 @@ static __always_inline enum pushed tunnel_push_bare(struct __sk_buff *skb,
 						    const struct peer *peer,
 						    u16 id)
 {
-	const struct ipv4 *inner = (void *)(long)skb->data;
-	struct tunnel_headers headers __attribute__((aligned(8)));
+	struct tunnel_headers *headers;
 
-	if (!TUNNEL_ROOM ||
-	    (const void *)(inner + 1) > (void *)(long)skb->data_end)
-		return PUSH_REFUSED;
-	tunnel_prepare(&headers, peer, inner, TUNNEL_HOPS - 1, 0, id);
 	/* First what may be refused without harm; MAC: nothing is in front. */
-	if (bpf_skb_adjust_room(skb, TUNNEL_ROOM, BPF_ADJ_ROOM_MAC,
+	if (!TUNNEL_ROOM ||
+	    bpf_skb_adjust_room(skb, TUNNEL_ROOM, BPF_ADJ_ROOM_MAC,
 				TUNNEL_PUSH_FLAGS))
 		return PUSH_REFUSED;
-	if (bpf_skb_change_head(skb, sizeof(struct ethernet), 0) ||
-	    bpf_skb_store_bytes(skb, 0, &headers, TUNNEL_TEMPLATE + REWRITTEN,
-				0))
+	if (bpf_skb_change_head(skb, sizeof(struct ethernet), 0))
 		return PUSH_BROKEN;
+	headers = (void *)(long)skb->data;
+	if ((void *)(headers + 1) > (void *)(long)skb->data_end)
+		return PUSH_BROKEN;
+	tunnel_write(headers, peer, TUNNEL_HOPS - 1, 0, id);
 	return PUSH_DONE;
 }
 
-/* An Ethernet header, and that part of an IPv4 header which changes. */
+/* The headers of a packet without a tunnel. */
 struct front {
 	struct ethernet ethernet;
 	struct ipv4 ip;
@@ -158,28 +165,30 @@ struct front {
 /* Takes a hop from a packet that leaves without a tunnel. False: refused. */
 static __always_inline bool plain_push(struct __sk_buff *skb)
 {
-	const struct front *front = (void *)(long)skb->data;
-	struct ipv4 ip;
+	struct front *front = (void *)(long)skb->data;
 
-	if ((const void *)(front + 1) > (void *)(long)skb->data_end)
+	if ((void *)(front + 1) > (void *)(long)skb->data_end)
 		return false;
-	__builtin_memcpy(&ip, &front->ip, REWRITTEN);
-	take_hops(&ip, 1);
-	if (bpf_skb_store_bytes(skb, offsetof(struct front, ip), &ip, REWRITTEN,
-				0))
-		return false;
+	take_hops(&front->ip, 1);
 	skb->tc_index = SENT_FAST;
 	return true;
 }
 
-static __always_inline void fill_front(struct front *front,
-				       const struct flow *flow,
-				       const struct ipv4 *ip, int hops)
+/* What the stack would put in front of a packet to the pod, less its hops. */
+static __always_inline void write_front(struct front *front,
+					const struct flow *flow, int hops)
 {
-	__builtin_memcpy(front->ethernet.dst, flow->pod_mac, 6);
-	__builtin_memcpy(front->ethernet.src, flow->gateway_mac, 6);
+	void *ethernet = &front->ethernet;
+	const void *macs = flow->pod_mac;
+
+	/* Both addresses lie in the flow as they do in the header. */
+	_Static_assert(offsetof(struct flow, pod_mac) % 8 == 0 &&
+			       offsetof(struct flow, gateway_mac) ==
+				       offsetof(struct flow, pod_mac) + 6,
+		       "copied as a word and a half");
+	*(u64 *)ethernet = *(const u64 *)macs;
+	*(u32 *)(ethernet + 8) = *(const u32 *)(macs + 8);
 	front->ethernet.type = ETHERTYPE_IPV4;
-	__builtin_memcpy(&front->ip, ip, REWRITTEN);
 	take_hops(&front->ip, hops);
 }
 
@@ -196,26 +205,20 @@ static __always_inline bool take_room(struct __sk_buff *skb)
 /*
  * Takes the headers off, puts the Ethernet header of an admitted flow in front
  * and takes the hops of a whole end of the tunnel from the TTL. False: refused.
+ * A direct write: what comes from a NIC is not shared, so that the kernel's
+ * copy before the program costs nothing.
  */
 static __always_inline bool tunnel_pop(struct __sk_buff *skb,
 				       const struct flow *flow)
 {
-	const struct tunnel_headers *headers = (void *)(long)skb->data;
-	struct front front, *into;
+	struct front *front;
 
-	if ((const void *)(headers + 1) > (void *)(long)skb->data_end)
-		return false;
-	fill_front(&front, flow, &headers->body.inner_ip, TUNNEL_HOPS);
 	if (!take_room(skb))
 		return false;
-	/*
-	 * A direct write, unlike on the way out: what comes from a NIC is not
-	 * shared, so that the kernel's copy before the program costs nothing.
-	 */
-	into = (void *)(long)skb->data;
-	if ((void *)(into + 1) > (void *)(long)skb->data_end)
-		return true; /* never: it was linear before */
-	__builtin_memcpy(into, &front, sizeof(struct ethernet) + REWRITTEN);
+	front = (void *)(long)skb->data;
+	/* Always: all of it was linear before. */
+	if ((void *)(front + 1) <= (void *)(long)skb->data_end)
+		write_front(front, flow, TUNNEL_HOPS);
 	return true;
 }
 
@@ -225,32 +228,25 @@ static __always_inline bool tunnel_pop(struct __sk_buff *skb,
  */
 static __always_inline bool tunnel_strip(struct __sk_buff *skb)
 {
-	const struct tunnel_headers *headers = (void *)(long)skb->data;
-	struct front *into;
-	struct ipv4 ip;
+	struct front *front;
 
-	if ((const void *)(headers + 1) > (void *)(long)skb->data_end)
-		return false;
-	__builtin_memcpy(&ip, &headers->body.inner_ip, REWRITTEN);
-	take_hops(&ip, TUNNEL_HOPS - 1);
 	if (!take_room(skb))
 		return false;
-	into = (void *)(long)skb->data;
-	if ((void *)(into + 1) > (void *)(long)skb->data_end)
-		return true; /* never: it was linear before */
-	__builtin_memcpy(&into->ip, &ip, REWRITTEN);
+	front = (void *)(long)skb->data;
+	/* Always: all of it was linear before. */
+	if ((void *)(front + 1) <= (void *)(long)skb->data_end)
+		take_hops(&front->ip, TUNNEL_HOPS - 1);
 	return true;
 }
 
-/* The same for a packet that came without a tunnel. */
+/* The same as tunnel_pop for a packet that came without a tunnel. */
 static __always_inline bool plain_pop(struct __sk_buff *skb,
 				      const struct flow *flow)
 {
-	struct front front, *into = (void *)(long)skb->data;
+	struct front *front = (void *)(long)skb->data;
 
-	if ((void *)(into + 1) > (void *)(long)skb->data_end)
+	if ((void *)(front + 1) > (void *)(long)skb->data_end)
 		return false;
-	fill_front(&front, flow, &into->ip, 1);
-	__builtin_memcpy(into, &front, sizeof(struct ethernet) + REWRITTEN);
+	write_front(front, flow, 1);
 	return true;
 }

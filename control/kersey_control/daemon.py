@@ -91,6 +91,7 @@ def serve(options: Options) -> None:
     stop = threading.Event()
     _stop_on_signals(stop, inbox)
     logger.info("kerseyd starts", extra={"version": __version__})
+    told = _told(options)
     with ExitStack() as opened:
         opened.enter_context(sole_user(options.subnet_file))
         if options.healthz_port:
@@ -102,10 +103,8 @@ def serve(options: Options) -> None:
             # Here, so that only who is scraped pays for the exposition library's memory.
             from kersey_control.metrics.server import serve_metrics  # noqa: PLC0415
 
-            opened.enter_context(serve_metrics(status, options))
-        opened.enter_context(
-            StatusSocket(status, options.state_dir, _told(options), partial(_flush, inbox))
-        )
+            opened.enter_context(serve_metrics(status, options, told))
+        opened.enter_context(StatusSocket(status, options.state_dir, told, partial(_flush, inbox)))
         store = open_store(options)
         opened.callback(store.close)
         # A call in progress would hold up the end by some seconds for each silent endpoint.

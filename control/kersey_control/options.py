@@ -416,6 +416,13 @@ class Options(EtcdFlags):
         help="certificate authority that must have signed a client's certificate",
         own=True,
     )
+    status_page: bool = flag(
+        BOOLEAN,
+        default="false",
+        group=_OBSERVE,
+        help="serve a page for browsers at / of the metrics port, to whoever may read /metrics",
+        own=True,
+    )
 
     log_format: LogFormat = flag(
         _choice(LogFormat),
@@ -564,6 +571,10 @@ def _check_metrics(options: Options) -> None:
     _check_beside(certificate, key, "a certificate is of no use without its key")
     _check_beside(key, certificate, "a certificate is of no use without its key")
     _check_beside(clients, certificate, "clients show a certificate only to a server that has one")
+    if options.status_page and not options.metrics_port:
+        raise UsageError(
+            "--status-page: expected --metrics-port beside it, where the page is served"
+        )
 
 
 def _check_beside(

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import msgspec
+from kersey_loader.errors import LoaderError
 
 from kersey_control import __version__
 from kersey_control.errors import InvalidInputError, KerseyError, UnavailableError
@@ -116,8 +117,12 @@ def _uplink(status: Status) -> ToldUplink | None:
 def _fast_path(status: Status) -> ToldFastPath | None:
     if status.verdicts is None:
         return None
+    try:
+        verdicts = status.verdicts()
+    except (LoaderError, OSError) as error:
+        return ToldFastPath({}, {**status.fast_path_troubles, "counters": str(error)})
     counts: dict[str, dict[str, int]] = {}
-    for (program, verdict), count in status.verdicts().items():
+    for (program, verdict), count in verdicts.items():
         if count:
             counts.setdefault(program, {})[verdict] = count
     return ToldFastPath(counts, status.fast_path_troubles)

@@ -2,34 +2,50 @@
 
 import gzip
 import http.client
+import json
+import re
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kersey_control.errors import InvalidInputError
+from kersey_control.flags import UsageError
 from kersey_control.metrics import server as server_module
 from kersey_control.metrics.certificates import Certificates
-from kersey_control.metrics.server import MOST_CONNECTIONS, MetricsServer, serve_metrics
+from kersey_control.metrics.resource import Resource
+from kersey_control.metrics.server import (
+    CONTENT_TYPE,
+    MOST_CONNECTIONS,
+    MetricsServer,
+    serve_metrics,
+)
 from kersey_control.options import Options, parse_options
 from kersey_control.status import Status
+from kersey_control.told import ToldOptions
 from testbed import wait_until
 from tls_authority import Authority
 
 PAGE = b"kersey_ready 1\n" * 100
+TOLD = ToldOptions()
 HOST = "127.0.0.1"
 NO_ANSWER = r"closed|reset"
 NO_ENTRY = rf"{NO_ANSWER}|certificate|alert|EOF"
 
 
+def at_metrics(make: Callable[[], bytes] = lambda: PAGE) -> dict[str, Resource]:
+    return {"/metrics": Resource(make, CONTENT_TYPE)}
+
+
 @pytest.fixture
 def server() -> Iterator[MetricsServer]:
-    with MetricsServer(lambda: PAGE, address=HOST, port=0) as running:
+    with MetricsServer(at_metrics(), address=HOST, port=0) as running:
         yield running
 
 
@@ -46,11 +62,19 @@ def get(
     path: str = "/metrics",
     context: ssl.SSLContext | None = None,
     accept: str = "identity",
+    method: str = "GET",
 ) -> Answer:
-    return fetch(server.port, path=path, context=context, accept=accept)
+    return fetch(server.port, path=path, context=context, accept=accept, method=method)
 
 
-def fetch(port: int, *, path: str, context: ssl.SSLContext | None, accept: str) -> Answer:
+def fetch(
+    port: int,
+    *,
+    path: str,
+    context: ssl.SSLContext | None = None,
+    accept: str = "identity",
+    method: str = "GET",
+) -> Answer:
     """Return what is answered; raises OSError where nothing is."""
     connection = (
         http.client.HTTPConnection(HOST, port, timeout=10)
@@ -58,7 +82,7 @@ def fetch(port: int, *, path: str, context: ssl.SSLContext | None, accept: str) 
         else http.client.HTTPSConnection(HOST, port, timeout=10, context=context)
     )
     with closing(connection):
-        connection.request("GET", path, headers={"Accept-Encoding": accept})
+        connection.request(method, path, headers={"Accept-Encoding": accept})
         answer = connection.getresponse()
         return Answer(answer.status, dict(answer.headers), answer.read())
 
@@ -83,15 +107,93 @@ def test_other_paths_are_not_found(server: MetricsServer) -> None:
     assert b"/metrics" in answer.body
 
 
+def test_head_tells_what_get_would_without_the_body(server: MetricsServer) -> None:
+    with socket.create_connection((HOST, server.port), timeout=10) as client:
+        client.sendall(b"HEAD /metrics HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 ")
+    assert b"Content-Length: %d" % len(PAGE) in head
+    assert body == b""
+    assert get(server, path="/", method="HEAD").status == 404
+
+
+def test_nothing_can_be_written(server: MetricsServer) -> None:
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        assert get(server, method=method).status == 501
+
+
 def test_the_whole_daemons_page_is_served_before_anything_is_known() -> None:
-    with socket.create_server((HOST, 0)) as free:
-        port = free.getsockname()[1]
-    options = Options(metrics_ip=HOST, metrics_port=port)
-    with serve_metrics(Status(), options):
-        text = fetch(port, path="/metrics", context=None, accept="").body.decode()
+    with serving() as port:
+        text = fetch(port, path="/metrics").body.decode()
     assert "kersey_build_info" in text
     assert "kersey_process_resident_memory_bytes" in text
     assert "python_gc" not in text
+
+
+@contextmanager
+def serving(**options: Any) -> Iterator[int]:
+    """Serve a daemon that knows nothing yet at the port that is returned."""
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    with serve_metrics(Status(), Options(metrics_ip=HOST, metrics_port=port, **options), TOLD):
+        yield port
+
+
+STATUS_PAGE = {
+    "/": "text/html; charset=utf-8",
+    "/page/page.css": "text/css; charset=utf-8",
+    "/page/page.js": "text/javascript; charset=utf-8",
+    "/status.json": "application/json",
+}
+
+
+def test_the_status_page_is_there_only_where_it_is_asked_for() -> None:
+    with serving() as port:
+        assert {fetch(port, path=path).status for path in STATUS_PAGE} == {404}
+    with serving(status_page=True) as port:
+        assert fetch(port, path="/metrics").status == 200
+        found = {path: fetch(port, path=path) for path in STATUS_PAGE}
+        assert fetch(port, path="/page/index.html").status == 404
+        assert fetch(port, path="/page/../status_page.py").status == 404
+    assert {path: answer.headers["Content-Type"] for path, answer in found.items()} == STATUS_PAGE
+    assert {answer.status for answer in found.values()} == {200}
+    assert json.loads(found["/status.json"].body)["peers"] == []
+
+
+def test_what_the_page_links_to_is_there() -> None:
+    with serving(status_page=True) as port:
+        page = fetch(port, path="/").body.decode()
+        linked = re.findall(r'(?:src|href)="(?!data:)([^"]+)"', page)
+        scripts = [path for path in linked if path.endswith(".js")]
+        imports = {
+            f"page/{name}"
+            for script in (*scripts, "page/charts.js", "page/tables.js", "page/map.js")
+            for name in re.findall(r'from "\./(.+)"', fetch(port, path=f"/{script}").body.decode())
+        }
+        assert len(imports) > 5
+        for path in (*linked, *imports):
+            assert fetch(port, path=f"/{path}").status == 200, path
+
+
+def test_browsers_are_told_to_run_load_and_frame_nothing_else() -> None:
+    with serving(status_page=True) as port:
+        for path in STATUS_PAGE:
+            headers = fetch(port, path=path).headers
+            policy = headers["Content-Security-Policy"].split("; ")
+            assert "default-src 'none'" in policy
+            assert "script-src 'self'" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert "unsafe" not in headers["Content-Security-Policy"]
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            assert headers["Cache-Control"] == "no-store"
+            assert "Access-Control-Allow-Origin" not in headers
+
+
+def test_the_status_page_needs_a_port() -> None:
+    with pytest.raises(UsageError, match="--status-page: expected --metrics-port beside it"):
+        parse_options(["--status-page"], {})
+    assert parse_options(["--status-page", "--metrics-port=9475"], {}).status_page
 
 
 def test_pages_are_made_on_one_thread_whoever_asks() -> None:
@@ -101,7 +203,10 @@ def test_pages_are_made_on_one_thread_whoever_asks() -> None:
         makers.add(threading.get_ident())
         return PAGE
 
-    with MetricsServer(page, address=HOST, port=0) as server, ThreadPoolExecutor(8) as clients:
+    with (
+        MetricsServer(at_metrics(page), address=HOST, port=0) as server,
+        ThreadPoolExecutor(8) as clients,
+    ):
         answers = list(clients.map(lambda _: get(server).status, range(24)))
     assert answers == [200] * 24
     assert len(makers) == 1
@@ -110,7 +215,7 @@ def test_pages_are_made_on_one_thread_whoever_asks() -> None:
 def test_a_taken_port_is_refused_by_name(server: MetricsServer) -> None:
     with (
         pytest.raises(InvalidInputError, match="metrics-port"),
-        MetricsServer(lambda: PAGE, address=HOST, port=server.port),
+        MetricsServer(at_metrics(), address=HOST, port=server.port),
     ):
         pass
 
@@ -118,7 +223,7 @@ def test_a_taken_port_is_refused_by_name(server: MetricsServer) -> None:
 def test_closing_frees_the_port(server: MetricsServer) -> None:
     port = server.port
     server.__exit__(None, None, None)
-    with MetricsServer(lambda: PAGE, address=HOST, port=port) as again:
+    with MetricsServer(at_metrics(), address=HOST, port=port) as again:
         assert get(again).status == 200
 
 
@@ -143,7 +248,7 @@ def test_a_page_that_fails_is_logged_and_the_next_one_is_served(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pages = [PAGE]
-    with MetricsServer(pages.pop, address=HOST, port=0) as server:
+    with MetricsServer(at_metrics(pages.pop), address=HOST, port=0) as server:
         assert get(server).status == 200
         with pytest.raises(OSError, match=NO_ANSWER):
             get(server)
@@ -161,7 +266,7 @@ def authority(tmp_path: Path) -> Authority:
 def secured(authority: Authority) -> Iterator[MetricsServer]:
     certfile, keyfile = authority.issue("server")
     certificates = Certificates(certfile=certfile, keyfile=keyfile, cafile=None)
-    with MetricsServer(lambda: PAGE, address=HOST, port=0, certificates=certificates) as running:
+    with MetricsServer(at_metrics(), address=HOST, port=0, certificates=certificates) as running:
         yield running
 
 
@@ -194,7 +299,7 @@ def test_clients_show_a_certificate_where_an_authority_for_them_is_given(
     certfile, keyfile = authority.issue("server")
     certificates = Certificates(certfile=certfile, keyfile=keyfile, cafile=authority.certfile)
     stranger = Authority(tmp_path / "stranger", address=HOST).issue("client")
-    with MetricsServer(lambda: PAGE, address=HOST, port=0, certificates=certificates) as server:
+    with MetricsServer(at_metrics(), address=HOST, port=0, certificates=certificates) as server:
         known = authority.client(certificate=authority.issue("client"))
         assert get(server, context=known).body == PAGE
         for context in (authority.client(), authority.client(certificate=stranger)):
@@ -231,7 +336,7 @@ def test_unusable_files_are_refused_at_the_start_by_name(
         options = replace(usable, **{f"metrics_{broken}": bad})  # type: ignore[arg-type]
         with (
             pytest.raises(InvalidInputError, match=rf"metrics-{broken}.*{bad.name}"),
-            serve_metrics(Status(), options),
+            serve_metrics(Status(), options, TOLD),
         ):
             pass
 

@@ -66,6 +66,7 @@ OWN_DEFAULTS: Mapping[str, object] = {
     "metrics-certfile": None,
     "metrics-keyfile": None,
     "metrics-cafile": None,
+    "status-page": False,
     "log-format": LogFormat.TEXT,
     "log-level": None,
     "node-id": "",

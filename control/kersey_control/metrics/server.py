@@ -1,4 +1,4 @@
-"""/metrics over HTTP or HTTPS, on threads of its own.
+"""/metrics and, if asked for, the status page over HTTP or HTTPS, on threads of their own.
 
 Promises: an answer while the daemon starts, without a fast path, while it closes, and while the
 control loop hangs, which never waits for a scrape; a client that connects and says nothing holds up
@@ -10,7 +10,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -25,11 +25,15 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from kersey_control.errors import InvalidInputError
 from kersey_control.metrics.certificates import Certificates
 from kersey_control.metrics.collector import StatusCollector
+from kersey_control.metrics.history import History
 from kersey_control.metrics.peers import peer_text
 from kersey_control.metrics.readings import Reader
+from kersey_control.metrics.resource import Resource
+from kersey_control.metrics.status_page import page_resources
 from kersey_control.metrics.survey import Survey
 from kersey_control.options import Options
 from kersey_control.status import Status
+from kersey_control.told import ToldOptions
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +43,17 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_CONNECTIONS = 16
 """At a time; further ones are closed, so that nobody can fill the daemon with threads."""
 
-_PATH = "/metrics"
 _PATIENCE = 5.0  # seconds for a client to say what it wants
+_TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 _FASTEST = 1  # gzip level: a third larger than the default, at a tenth of its CPU
 
 
 @contextmanager
-def serve_metrics(status: Status, options: Options) -> Iterator[None]:
-    """Serve `status` as the options say. Raises InvalidInputError if they cannot be followed."""
+def serve_metrics(status: Status, options: Options, told: ToldOptions) -> Iterator[None]:
+    """Serve `status` as the options say; `told` are those that the status page shows.
+
+    Raises InvalidInputError if the options cannot be followed.
+    """
     certificates = None
     if options.metrics_certfile is not None and options.metrics_keyfile is not None:
         certificates = Certificates(
@@ -55,13 +62,18 @@ def serve_metrics(status: Status, options: Options) -> Iterator[None]:
             cafile=options.metrics_cafile,
         )
     reader = Reader(status)
+    page = Page(status, reader, peers=options.metrics_peers)
+    resources = {"/metrics": Resource(page, CONTENT_TYPE)}
+    history = History() if options.status_page else None
+    if history is not None:
+        resources |= page_resources(status, told, reader, history)
     server = MetricsServer(
-        Page(status, reader, peers=options.metrics_peers),
+        resources,
         address=options.metrics_ip,
         port=options.metrics_port,
         certificates=certificates,
     )
-    with Survey(reader), server:
+    with Survey(reader, history), server:
         yield
 
 
@@ -87,20 +99,20 @@ class Page:
 
 
 class MetricsServer:
-    """Serve what `page` returns. A context manager; port 0 takes any free port.
+    """Serve resources by their paths. A context manager; port 0 takes any free port.
 
     Entering raises InvalidInputError when the address cannot be listened on.
     """
 
     def __init__(
         self,
-        page: Callable[[], bytes],
+        resources: Mapping[str, Resource],
         *,
         address: str,
         port: int,
         certificates: Certificates | None = None,
     ) -> None:
-        self._page = page
+        self._resources = resources
         self._wanted = (address, port)
         self._certificates = certificates
         self._server: _Server | None = None
@@ -113,7 +125,7 @@ class MetricsServer:
 
     def __enter__(self) -> Self:
         try:
-            self._server = _listen(*self._wanted, self._page, self._certificates)
+            self._server = _listen(*self._wanted, self._resources, self._certificates)
         except OSError as error:
             raise InvalidInputError(
                 field="metrics-ip and metrics-port",
@@ -151,11 +163,11 @@ class _Server(ThreadingHTTPServer):
         target: tuple[Any, ...],
         *,
         family: int,
-        page: Callable[[], bytes],
+        resources: Mapping[str, Resource],
         certificates: Certificates | None,
     ) -> None:
         self.address_family = family
-        self._page = page
+        self.resources = resources
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="metrics-page")
         self._certificates = certificates
         self._connections = 0
@@ -172,17 +184,13 @@ class _Server(ThreadingHTTPServer):
         super().server_close()
         self._maker.shutdown(wait=False)
 
-    def body(self, encoding: str) -> bytes:
-        """Return the page as it is now, in this encoding. Pages asked for at once take turns."""
+    def body(self, resource: Resource, encoding: str) -> bytes:
+        """Return it as it is now, in this encoding. Those who ask at once take turns."""
         try:
-            making = self._maker.submit(self._make, encoding)
+            making = self._maker.submit(_make, resource, encoding)
         except RuntimeError as error:
             raise ConnectionAbortedError("the server was closed meanwhile") from error
         return making.result()
-
-    def _make(self, encoding: str) -> bytes:
-        page = self._page()
-        return gzip.compress(page, compresslevel=_FASTEST) if encoding == "gzip" else page
 
     def verify_request(self, request: object, client_address: object) -> bool:
         """Accept a connection if there are not too many; each is shut down once, in any case."""
@@ -225,30 +233,45 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _PATIENCE
 
     def do_GET(self) -> None:
-        """Answer with the metrics, compressed where that is understood."""
-        if self.path.partition("?")[0] != _PATH:
-            self._answer(HTTPStatus.NOT_FOUND, f"the metrics are at {_PATH}\n".encode())
+        """Answer with what is at the path, compressed where that is understood."""
+        resource = self.server.resources.get(self.path.partition("?")[0])
+        if resource is None:
+            there = ", ".join(self.server.resources)
+            self._answer(HTTPStatus.NOT_FOUND, f"there is: {there}\n".encode(), _TEXT)
             return
         encoding = "gzip" if "gzip" in self.headers.get("Accept-Encoding", "") else ""
-        self._answer(HTTPStatus.OK, self.server.body(encoding), encoding)
+        headers = {"Content-Type": resource.content_type, **resource.headers}
+        if encoding:
+            headers["Content-Encoding"] = encoding
+        self._answer(HTTPStatus.OK, self.server.body(resource, encoding), headers)
+
+    do_HEAD = do_GET  # noqa: N815  # http.server's name; _answer leaves the body out
 
     def log_message(self, *_args: object) -> None:
         """Write no access log."""
 
-    def _answer(self, code: HTTPStatus, body: bytes, encoding: str = "") -> None:
+    def _answer(self, code: HTTPStatus, body: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(code)
-        self.send_header("Content-Type", CONTENT_TYPE)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
-        if encoding:
-            self.send_header("Content-Encoding", encoding)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _make(resource: Resource, encoding: str) -> bytes:
+    body = resource.make()
+    return gzip.compress(body, compresslevel=_FASTEST) if encoding == "gzip" else body
 
 
 def _listen(
-    address: str, port: int, page: Callable[[], bytes], certificates: Certificates | None
+    address: str,
+    port: int,
+    resources: Mapping[str, Resource],
+    certificates: Certificates | None,
 ) -> _Server:
     family, _, _, _, target = socket.getaddrinfo(
         address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    return _Server(target, family=family, page=page, certificates=certificates)
+    return _Server(target, family=family, resources=resources, certificates=certificates)

@@ -11,6 +11,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+from kersey_control.metrics.history import History
 from kersey_control.metrics.readings import Reader
 
 INTERVAL = 10.0
@@ -24,10 +25,11 @@ _JOIN_TIMEOUT = 3.0
 
 
 class Survey:
-    """Look while the context lasts."""
+    """Look while the context lasts, and keep a history if there is to be one."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, history: History | None = None) -> None:
         self._reader = reader
+        self._history = history
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics-survey", daemon=True)
 
@@ -52,6 +54,9 @@ class Survey:
         """Look once, and return after how many seconds to look again."""
         began = time.thread_time()
         self._reader.count()
-        if self._reader.read().occupancy is None:
+        readings = self._reader.read()
+        if self._history is not None:
+            self._history.add(readings, time.monotonic())
+        if readings.occupancy is None:
             return _WAITING  # no fast path, or not yet
         return max(INTERVAL, (time.thread_time() - began) / SHARE)

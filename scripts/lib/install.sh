@@ -51,6 +51,7 @@ missing_test_packages() {
 	has ethtool || echo ethtool
 	[ -x /usr/lib/cni/bridge ] || echo containernetworking-plugins
 	has promtool || echo prometheus # the server too, which scrapes the testbed
+	has chromium || echo chromium # shows the status page
 }
 
 missing_bench_packages() {

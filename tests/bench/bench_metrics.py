@@ -1,4 +1,4 @@
-"""What a scrape of /metrics costs a daemon with 1,000 peers, and what it does without one.
+"""What an answer of the metrics port costs a daemon with 1,000 peers, and what it does without one.
 
 CPU seconds are the kernel's for the whole process. A scrape is asked for as Prometheus does, with
 compression. Counters of all peers are filled with large numbers, the flow map with flows. Run it as
@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 
 from bench.bench_leases import CONFIG, leases, routes, rss_mb
+from kersey_control.instance import instance_of
 from kersey_loader.datapath import Datapath, Settings, load
 from kersey_loader.layout import Flow, FlowKey
 from testbed import Cluster, Node, wait_until
@@ -41,8 +42,13 @@ def main() -> None:
             node.daemon.wait_ready()
             wait_until(lambda: routes(node) == PEERS, timeout=60, what="all peers")
             fill_counters(node)
-            show(f"scrape, {listed:>5,} peers listed", scrape(node))
+            show(f"scrape, {listed:>5,} peers listed", scrape(node, "/metrics"))
             node.daemon.stop()
+        node.daemon.start("--datapath=bpf", f"--metrics-port={PORT}", "--status-page")
+        node.daemon.wait_ready()
+        wait_until(lambda: routes(node) == PEERS, timeout=60, what="all peers")
+        show("status page's answer", scrape(node, "/status.json"))
+        node.daemon.stop()
         node.daemon.start("--datapath=bpf", f"--metrics-port={PORT}")
         node.daemon.wait_ready()
         show("idle, flow map empty", idle(node))
@@ -57,11 +63,11 @@ def show(what: str, figures: str) -> None:
     print(f"{PEERS:,} peers  {what:<28} {figures}", flush=True)
 
 
-def scrape(node: Node) -> str:
-    """Return CPU and time of one scrape, its size, and the memory after many in a row."""
-    node.namespace.call(lambda: [ask() for _ in range(10)])
+def scrape(node: Node, path: str) -> str:
+    """Return CPU and time of one answer, its size, and the memory after many in a row."""
+    node.namespace.call(lambda: [ask(path) for _ in range(10)])
     before, began = cpu(node), time.monotonic()
-    sizes = node.namespace.call(lambda: [ask() for _ in range(SCRAPES)])
+    sizes = node.namespace.call(lambda: [ask(path) for _ in range(SCRAPES)])
     seconds, used = time.monotonic() - began, cpu(node) - before
     return (
         f"{1e3 * used / SCRAPES:6.1f} ms CPU {1e3 * seconds / SCRAPES:6.1f} ms"
@@ -69,9 +75,9 @@ def scrape(node: Node) -> str:
     )
 
 
-def ask() -> int:
+def ask(path: str) -> int:
     connection = HTTPConnection("127.0.0.1", PORT, timeout=10)
-    connection.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
+    connection.request("GET", path, headers={"Accept-Encoding": "gzip"})
     size = len(connection.getresponse().read())
     connection.close()
     return size
@@ -94,11 +100,12 @@ def cpu(node: Node) -> float:
 
 @contextmanager
 def maps_of(node: Node) -> Iterator[Datapath]:
+    instance = instance_of(node.daemon.subnet_file)
     settings = Settings(
-        directory=node.bpf_dir / "vxlan-1",
+        directory=node.bpf_dir / f"instance-{instance:08x}",
         network=IPv4Network("10.0.0.0/8"),
         subnet_len=24,
-        handle=1,
+        handle=instance,
     )
     with load(settings) as datapath:
         assert datapath.adopted

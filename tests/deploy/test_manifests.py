@@ -229,6 +229,7 @@ def test_versions_are_the_programs() -> None:
         {"store": "etcd"},
         {"healthz": {"port": 0}},
         {"metrics": {"port": 70000}},
+        {"metrics": {"statusPage": True}},
         {"maxUnavailable": 0},
         {"extraArgs": ["verbose"]},
     ],
@@ -244,7 +245,7 @@ def test_further_values_reach_their_places() -> None:
     documents = chart(
         {
             "image": {"repository": "registry.example/kersey", "tag": "1"},
-            "metrics": {"port": 8473},
+            "metrics": {"port": 8473, "statusPage": True},
             "extraArgs": ["--iface=eth1", "--max-flows=131072"],
             "extraEnv": [{"name": "TZ", "value": "UTC"}],
             "maxUnavailable": "10%",
@@ -261,6 +262,7 @@ def test_further_values_reach_their_places() -> None:
     options = parse_flags(Options, daemon_arguments(documents), {}).values
     assert options.etcd_endpoints == ("https://a:2379", "https://b:2379")
     assert (options.metrics_port, options.iface, options.max_flows) == (8473, ("eth1",), 131072)
+    assert options.status_page
     assert str(options.etcd_cafile) == "/etc/kersey-etcd/ca.crt"
     assert not options.kube_subnet_mgr
     spec = pod_spec(documents)

@@ -36,3 +36,17 @@ PINNED_MAP("lru_hash", struct flow_key, struct sighting, sightings);
 
 /* program << 6 | verdict; see verdict.h */
 PINNED_MAP("percpu_array", u32, u64, verdicts);
+
+/* Who wants to be told of packets, and what that may cost; see watch.h. */
+PINNED_MAP("array", u32, struct watch, watches);
+PINNED_MAP("percpu_array", u32, struct budget, budgets);
+
+/* A ring buffer (kernel 5.8), as bcc declares one of its own making. */
+struct events_table_t {
+	int key;
+	u32 leaf;
+	int (*ringbuf_output)(void *data, u64 size, u64 flags);
+	u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" KERSEY_MAPS "/events")))
+struct events_table_t events = { .max_entries = 1 };

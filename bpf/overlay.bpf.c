@@ -14,6 +14,7 @@
 #include "flow.h"
 #include "lib/rewrite.h"
 #include "lib/routes.h"
+#include "report.h"
 #include "send.h"
 
 /* The packet leaves for its peer: did it come in as it is? */
@@ -113,11 +114,15 @@ static __always_inline int carry(struct __sk_buff *skb,
 	u16 segments = skb->gso_segs ? skb->gso_segs : 1;
 	enum pushed pushed = PUSH_REFUSED;
 
+	report(skb, PROGRAM_TO_OVERLAY, verdict, false, 0, false);
 	if (is_carriable(skb, config))
 		pushed = tunnel_push_bare(skb, peer,
 					  next_id(traffic_of(peer)) - segments);
-	if (pushed == PUSH_BROKEN)
+	if (pushed == PUSH_BROKEN) {
 		verdict = VERDICT_ROOM;
+		report(skb, PROGRAM_TO_OVERLAY, verdict, true, TUNNEL_ROOM,
+		       false);
+	}
 	count_verdict(PROGRAM_TO_OVERLAY, verdict);
 	return pushed == PUSH_DONE   ? send_routed(config) :
 	       pushed == PUSH_BROKEN ? DROP :
@@ -135,6 +140,7 @@ int to_overlay(struct __sk_buff *skb)
 	if (!TUNNEL_LINK && config && peer && skb->ifindex == config->carrier)
 		return carry(skb, config, peer, verdict);
 	count_verdict(PROGRAM_TO_OVERLAY, verdict);
+	report(skb, PROGRAM_TO_OVERLAY, verdict, false, TUNNEL_LINK, false);
 	return TO_STACK;
 }
 
@@ -189,7 +195,10 @@ int to_uplink(struct __sk_buff *skb)
 	if (!config)
 		return TO_STACK;
 	verdict = judge_direct(skb, config);
-	if (verdict != VERDICT_UNRELATED)
-		count_verdict(PROGRAM_TO_UPLINK, verdict);
+	if (verdict == VERDICT_UNRELATED)
+		return TO_STACK;
+	count_verdict(PROGRAM_TO_UPLINK, verdict);
+	report(skb, PROGRAM_TO_UPLINK, verdict, false, sizeof(struct ethernet),
+	       false);
 	return TO_STACK;
 }

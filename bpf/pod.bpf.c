@@ -11,6 +11,7 @@
 #include "flow.h"
 #include "lib/rewrite.h"
 #include "lib/routes.h"
+#include "report.h"
 #include "send.h"
 
 /* The first fragment alone holds the ports; without it nothing arrives. */
@@ -161,6 +162,18 @@ static __always_inline bool rewrite(struct __sk_buff *skb,
 			   id);
 }
 
+static __always_inline int send(const struct config *config,
+				const struct peer *peer,
+				struct traffic *traffic, u32 segments,
+				u32 length)
+{
+	if (traffic)
+		count_traffic(&traffic->fast_sent_packets,
+			      &traffic->fast_sent_bytes, segments, length);
+	count_verdict(PROGRAM_FROM_POD, VERDICT_FAST);
+	return send_to(config, peer);
+}
+
 int from_pod(struct __sk_buff *skb)
 {
 	const struct config *config = configuration();
@@ -169,30 +182,25 @@ int from_pod(struct __sk_buff *skb)
 	struct traffic *traffic;
 	enum verdict verdict;
 	u32 segments, length;
+	bool dropped;
 
 	verdict = config ? judge_sent(skb, config, &peer, &flow) :
 			   VERDICT_UNCONFIGURED;
-	if (verdict != VERDICT_FAST || !config || !peer || !flow) {
-		count_verdict(PROGRAM_FROM_POD, verdict);
-		return verdict == VERDICT_POD_TUNNEL && config &&
-				       config->spoof == SPOOF_DROP ?
-			       DROP :
-			       TO_STACK;
+	if (verdict == VERDICT_FAST && config && peer && flow) {
+		/* Before the push, which leaves them to be counted again. */
+		segments = skb->gso_segs;
+		length = skb->len - sizeof(struct ethernet);
+		traffic = traffic_of(peer);
+		if (rewrite(skb, config, peer, flow, next_id(traffic)))
+			return send(config, peer, traffic, segments, length);
+		verdict = VERDICT_ROOM;
 	}
-
-	/* Before the push, which leaves them to be counted again. */
-	segments = skb->gso_segs;
-	length = skb->len - sizeof(struct ethernet);
-	traffic = traffic_of(peer);
-	if (!rewrite(skb, config, peer, flow, next_id(traffic))) {
-		count_verdict(PROGRAM_FROM_POD, VERDICT_ROOM);
-		return TO_STACK;
-	}
-	if (traffic)
-		count_traffic(&traffic->fast_sent_packets,
-			      &traffic->fast_sent_bytes, segments, length);
-	count_verdict(PROGRAM_FROM_POD, VERDICT_FAST);
-	return send_to(config, peer);
+	dropped = verdict == VERDICT_POD_TUNNEL && config &&
+		  config->spoof == SPOOF_DROP;
+	count_verdict(PROGRAM_FROM_POD, verdict);
+	report(skb, PROGRAM_FROM_POD, verdict, dropped, sizeof(struct ethernet),
+	       verdict == VERDICT_POD_TUNNEL);
+	return dropped ? DROP : TO_STACK;
 }
 
 /*
@@ -261,9 +269,11 @@ judge_delivered(struct __sk_buff *skb, const struct config *config)
 int to_pod(struct __sk_buff *skb)
 {
 	const struct config *config = configuration();
+	enum verdict verdict = config ? judge_delivered(skb, config) :
+					VERDICT_UNCONFIGURED;
 
-	count_verdict(PROGRAM_TO_POD,
-		      config ? judge_delivered(skb, config) :
-			       VERDICT_UNCONFIGURED);
+	count_verdict(PROGRAM_TO_POD, verdict);
+	report(skb, PROGRAM_TO_POD, verdict, false, sizeof(struct ethernet),
+	       false);
 	return TO_STACK;
 }

@@ -132,3 +132,46 @@ struct traffic {
 	u64 slow_received_packets;
 	u64 slow_received_bytes;
 };
+
+/*
+ * watches[0]: which packets somebody wants to hear of. Written by the watcher,
+ * again and again while it lives, so that one that was killed costs nothing
+ * for long.
+ */
+struct watch {
+	u64 until;    /* jiffies; 0: nobody watches */
+	u64 dropped;  /* bit per enum verdict: of packets that end here */
+	u64 passed;   /* the same of packets that go on */
+	u64 interval; /* ns between two events of a CPU, on average */
+	u32 network;  /* one of a packet's addresses must be in here; host */
+	u32 mask;     /* byte order; 0 takes any packet */
+	u32 watcher;  /* its process id, for user space */
+	u32 reserved;
+};
+
+/* budgets[0]: what a CPU may still tell. */
+struct budget {
+	u64 next;   /* ns: the token bucket, see watch.h */
+	u64 hidden; /* events that it may not tell, or that had no room */
+};
+
+/*
+ * A record of events: one packet, as it was when a program was done with it.
+ * What is not known of it is 0: the outer addresses without a tunnel, the
+ * inner ones where a fragment hides them, ports of other than TCP and UDP.
+ */
+struct event {
+	u64 time; /* CLOCK_MONOTONIC, ns */
+	__be32 outer_src;
+	__be32 outer_dst;
+	__be32 src; /* of the inner packet, or of the only one */
+	__be32 dst;
+	__be16 src_port;
+	__be16 dst_port;
+	u32 length;  /* bytes, link header included */
+	u32 ifindex; /* of the device that it was seen at */
+	u8 program;  /* enum program */
+	u8 verdict;  /* enum verdict */
+	u8 protocol; /* of the packet with the ports */
+	u8 dropped;  /* 1: it ended here */
+};

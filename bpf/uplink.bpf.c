@@ -15,6 +15,7 @@
 #include "flow.h"
 #include "lib/rewrite.h"
 #include "lib/routes.h"
+#include "report.h"
 
 #define ETHERTYPE_VLAN be16(0x8100)
 #define ETHERTYPE_QINQ be16(0x88a8)
@@ -371,18 +372,18 @@ static __always_inline bool is_forged(enum verdict verdict)
 	return verdict >= VERDICT_UNKNOWN_NODE;
 }
 
-/* To the pod. The pop leaves the segments to be counted again. */
+/* As the pod gets it. False: the kernel refuses, and the packet is as it was. */
+static __always_inline bool take_out(struct __sk_buff *skb,
+				     const struct arrival *arrival)
+{
+	return arrival->plain ? plain_pop(skb, arrival->flow) :
+				tunnel_pop(skb, arrival->flow);
+}
+
 static __always_inline int deliver(struct __sk_buff *skb,
 				   const struct arrival *arrival,
-				   struct traffic *traffic)
+				   struct traffic *traffic, u32 segments)
 {
-	struct flow *flow = arrival->flow;
-	u32 port = flow->ingress_port, segments = skb->gso_segs;
-
-	if (!(arrival->plain ? plain_pop(skb, flow) : tunnel_pop(skb, flow))) {
-		count_verdict(PROGRAM_FROM_UPLINK, VERDICT_ROOM);
-		return TO_STACK;
-	}
 	if (traffic)
 		count_traffic(&traffic->fast_received_packets,
 			      &traffic->fast_received_bytes, segments,
@@ -390,7 +391,7 @@ static __always_inline int deliver(struct __sk_buff *skb,
 	count_verdict(PROGRAM_FROM_UPLINK, VERDICT_FAST);
 	/* redirect_peer clears neither (a pod must not see our mark). */
 	skb->mark = 0;
-	return bpf_redirect_peer(port, 0);
+	return bpf_redirect_peer(arrival->flow->ingress_port, 0);
 }
 
 /* To the stack, through the proxy's device instead of the proxy. */
@@ -403,11 +404,36 @@ static __always_inline int hand_over(struct __sk_buff *skb,
 	return bpf_redirect(config->carrier, BPF_F_INGRESS);
 }
 
+/* What is not fast: dropped if its sender may not send it, else the stack's. */
+static __always_inline int leave(struct __sk_buff *skb,
+				 const struct config *config,
+				 const struct arrival *arrival,
+				 struct traffic *traffic, enum verdict verdict)
+{
+	bool forged = is_forged(verdict);
+	bool dropped = forged && config->spoof == SPOOF_DROP;
+
+	if (forged && config->spoof == SPOOF_OFF)
+		return TO_STACK;
+	count_verdict(PROGRAM_FROM_UPLINK, verdict);
+	report(skb, PROGRAM_FROM_UPLINK, verdict, dropped,
+	       sizeof(struct ethernet), !arrival->plain);
+	if (forged)
+		return dropped ? DROP : TO_STACK;
+	if (traffic)
+		count_traffic(&traffic->slow_received_packets,
+			      &traffic->slow_received_bytes, skb->gso_segs,
+			      arrival->length);
+	return arrival->whole ? hand_over(skb, config) : TO_STACK;
+}
+
 int from_uplink(struct __sk_buff *skb)
 {
 	const struct config *config = configuration();
 	struct arrival arrival = { .length = skb->len - TUNNEL_TEMPLATE };
 	struct traffic *traffic = NULL;
+	/* Before the pop, which leaves them to be counted again. */
+	u32 segments = skb->gso_segs;
 	enum verdict verdict;
 
 	if (skb->protocol != ETHERTYPE_IPV4 || !config ||
@@ -416,19 +442,12 @@ int from_uplink(struct __sk_buff *skb)
 	verdict = judge_received(skb, config, &arrival);
 	if (verdict == VERDICT_UNRELATED)
 		return TO_STACK;
-	if (is_forged(verdict)) {
-		if (config->spoof != SPOOF_OFF)
-			count_verdict(PROGRAM_FROM_UPLINK, verdict);
-		return config->spoof == SPOOF_DROP ? DROP : TO_STACK;
-	}
 	if (arrival.peer)
 		traffic = traffic_of(arrival.peer);
-	if (verdict == VERDICT_FAST && arrival.flow)
-		return deliver(skb, &arrival, traffic);
-	if (traffic)
-		count_traffic(&traffic->slow_received_packets,
-			      &traffic->slow_received_bytes, skb->gso_segs,
-			      arrival.length);
-	count_verdict(PROGRAM_FROM_UPLINK, verdict);
-	return arrival.whole ? hand_over(skb, config) : TO_STACK;
+	if (verdict == VERDICT_FAST && arrival.flow) {
+		if (take_out(skb, &arrival))
+			return deliver(skb, &arrival, traffic, segments);
+		verdict = VERDICT_ROOM;
+	}
+	return leave(skb, config, &arrival, traffic, verdict);
 }

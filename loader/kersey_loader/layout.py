@@ -218,6 +218,47 @@ class Traffic(ctypes.LittleEndianStructure):
     )
 
 
+class Watch(ctypes.LittleEndianStructure):
+    """struct watch: the one entry of watches."""
+
+    _fields_ = (
+        ("until", ctypes.c_uint64),
+        ("dropped", ctypes.c_uint64),
+        ("passed", ctypes.c_uint64),
+        ("interval", ctypes.c_uint64),
+        ("network", ctypes.c_uint32),
+        ("mask", ctypes.c_uint32),
+        ("watcher", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class Budget(ctypes.LittleEndianStructure):
+    """struct budget: of one CPU."""
+
+    _fields_ = (("next", ctypes.c_uint64), ("hidden", ctypes.c_uint64))
+
+
+class Event(ctypes.LittleEndianStructure):
+    """struct event: a record of events."""
+
+    _fields_ = (
+        ("time", ctypes.c_uint64),
+        ("outer_src", Address),
+        ("outer_dst", Address),
+        ("src", Address),
+        ("dst", Address),
+        ("src_port", ctypes.c_uint8 * 2),
+        ("dst_port", ctypes.c_uint8 * 2),
+        ("length", ctypes.c_uint32),
+        ("ifindex", ctypes.c_uint32),
+        ("program", ctypes.c_uint8),
+        ("verdict", ctypes.c_uint8),
+        ("protocol", ctypes.c_uint8),
+        ("dropped", ctypes.c_uint8),
+    )
+
+
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "config": Config,
     "peer": Peer,
@@ -226,6 +267,9 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "sighting": Sighting,
     "endpoint": Endpoint,
     "traffic": Traffic,
+    "watch": Watch,
+    "budget": Budget,
+    "event": Event,
 }
 """C name of each shared struct to its Python twin."""
 
@@ -238,6 +282,7 @@ class MapType(IntEnum):
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     DEVMAP_HASH = 25
+    RINGBUF = 27
 
     @property
     def per_cpu(self) -> bool:
@@ -247,13 +292,20 @@ class MapType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MapSpec:
-    """A map as it must be; sizes in bytes, `value_size` of one CPU's value."""
+    """A map as it must be; sizes in bytes, `value_size` of one CPU's value.
+
+    A ring buffer has neither keys nor values: `max_entries` is its size in bytes.
+    """
 
     name: str
     type: MapType
     key_size: int
     value_size: int
     max_entries: int
+
+
+_EVENTS_SIZE = 1 << 18
+"""A power of two, and whole pages wherever those are 4 to 64 kB."""
 
 
 def map_specs(*, subnets: int, peers: int, flows: int, ports: int) -> tuple[MapSpec, ...]:
@@ -273,6 +325,9 @@ def map_specs(*, subnets: int, peers: int, flows: int, ports: int) -> tuple[MapS
         MapSpec("flows", MapType.LRU_HASH, size["flow_key"], size["flow"], flows),
         MapSpec("sightings", MapType.LRU_HASH, size["flow_key"], size["sighting"], 4096),
         MapSpec("verdicts", MapType.PERCPU_ARRAY, 4, 8, len(Program) << VERDICT_BITS),
+        MapSpec("watches", MapType.ARRAY, 4, size["watch"], 1),
+        MapSpec("budgets", MapType.PERCPU_ARRAY, 4, size["budget"], 1),
+        MapSpec("events", MapType.RINGBUF, 0, 0, _EVENTS_SIZE),
     )
 
 

@@ -128,15 +128,25 @@ def open_view(directory: Path) -> "View":
         for map_ in maps.values():
             map_.close()
         raise
-    return View(directory, maps)
+    return View(home, maps)
 
 
 class View:
     """Open maps of one network. A context manager."""
 
-    def __init__(self, directory: Path, maps: Mapping[str, Map]) -> None:
-        self._directory = directory
+    def __init__(self, home: Path, maps: Mapping[str, Map]) -> None:
+        self._home = home
         self._maps = maps
+
+    @property
+    def home(self) -> Path:
+        """Return the directory that the maps are pinned in, the programs' one beside it."""
+        return self._home
+
+    @property
+    def maps(self) -> Mapping[str, Map]:
+        """Return the open maps by name."""
+        return self._maps
 
     def __enter__(self) -> Self:
         return self
@@ -188,13 +198,13 @@ class View:
 
     def clock(self) -> Clock:
         """Return the clock that stamps are made of. Raises LoaderError without its program."""
-        for home in sorted(self._directory.glob("programs-*")):
+        for home in sorted(self._home.parent.glob("programs-*")):
             fd = open_pin(home / pins.CLOCK)
             if fd is not None:
                 with Descriptor(fd) as program:
                     (jiffies,) = struct.unpack_from("=Q", run_once(program.fd, bytes(64)).packet)
                 return Clock(jiffies, int(self._raw.hertz))
-        raise LoaderError(f"no clock is pinned in {self._directory}")
+        raise LoaderError(f"no clock is pinned in {self._home.parent}")
 
     def pod_ports(self) -> frozenset[int]:
         """Return the ifindexes of the pod ports that can be fast."""

@@ -8,7 +8,7 @@ import ctypes
 import os
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -27,6 +27,8 @@ from kersey_loader.layout import (
     SpoofCheck,
     Verdict,
 )
+from kersey_loader.view import View, open_view
+from kersey_loader.watch import ANYWHERE, Wanted, Watch, open_watch
 from packets import mac
 from wires import VXLAN_WIRE, Wire
 
@@ -94,8 +96,9 @@ class Tuple5:
 class Lab:
     """A configured datapath with two peers behind the tunnel, a direct one, and two pod ports."""
 
-    def __init__(self, datapath: Datapath, wire: Wire) -> None:
+    def __init__(self, datapath: Datapath, wire: Wire, directory: Path) -> None:
         self.datapath = datapath
+        self.directory = directory
         self.wire = wire
         self.uplink = _ifindex("up0")
         self.port, self.other_port = _ifindex("pod0"), _ifindex("pod1")
@@ -145,12 +148,7 @@ class Lab:
     def run(self, program: Program, packet: bytes, *, device: int, gso_size: int = 0) -> Outcome:
         """Run a program once on a packet that is on `device`."""
         before = self.datapath.counters()
-        context = bytearray(192)  # struct __sk_buff
-        struct.pack_into("=I", context, 40, device)
-        if gso_size:
-            struct.pack_into("=I", context, 164, -(-len(packet) // gso_size))
-            struct.pack_into("=I", context, 176, gso_size)
-        answer = bpf.run_once(self.datapath.program_fd(program), packet, bytes(context))
+        answer = self.start(program, packet, device=device, gso_size=gso_size)
         after = self.datapath.counters()
         moved = [
             verdict
@@ -158,6 +156,31 @@ class Lab:
             for _ in range(count - before[owner, verdict])
         ]
         return Outcome(Action(answer.verdict), answer.packet, tuple(moved))
+
+    def start(
+        self, program: Program, packet: bytes, *, device: int, gso_size: int = 0
+    ) -> bpf.RunResult:
+        """Run a program once without a look at its counters, which takes most of the time."""
+        context = bytearray(192)  # struct __sk_buff
+        struct.pack_into("=I", context, 40, device)
+        if gso_size:
+            struct.pack_into("=I", context, 164, -(-len(packet) // gso_size))
+            struct.pack_into("=I", context, 176, gso_size)
+        return bpf.run_once(self.datapath.program_fd(program), packet, bytes(context))
+
+    @contextmanager
+    def watched(
+        self,
+        *,
+        dropped: Iterable[Verdict] = Verdict,
+        passed: Iterable[Verdict] = Verdict,
+        within: IPv4Network = ANYWHERE,
+        rate: int = 100_000,
+    ) -> Iterator[tuple[View, Watch]]:
+        """Have the programs tell of packets, of all unless asked for less."""
+        wanted = Wanted(frozenset(dropped), frozenset(passed), within, rate)
+        with open_view(self.directory) as view, open_watch(view, wanted) as watch:
+            yield view, watch
 
     def flow(self, flow: Tuple5) -> Flow | None:
         """Return a flow's entry."""
@@ -233,7 +256,7 @@ def open_lab(directory: Path, wire: Wire = VXLAN_WIRE) -> Iterator[Lab]:
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         settings = Settings(directory, network=NETWORK, subnet_len=SUBNET_LEN, tunnel=wire.kind)
         with load(settings) as datapath:
-            yield Lab(datapath, wire)
+            yield Lab(datapath, wire, directory)
 
 
 @contextmanager

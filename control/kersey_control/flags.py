@@ -44,11 +44,15 @@ class HelpRequestedError(KerseyError):
 
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[_T]):
-    """A type of flag: its parser (ValueError for a misfit), the rule in words, a word for help."""
+    """A type of flag: its parser (ValueError for a misfit), the rule in words, a word for help.
+
+    `words` are the values that there are, where the placeholder does not list them.
+    """
 
     parse: Callable[[str], _T]
     expected: str
     placeholder: str
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +121,10 @@ def repeatable_flag(
     *,
     group: str,
     help: str,  # noqa: A002  # the usual word
+    own: bool = False,
 ) -> tuple[_T, ...]:
     """Declare a field that gathers each value given, in order; the environment gives only one."""
-    row = _Row(kind, "", group, help, own=False, name="", repeatable=True)
+    row = _Row(kind, "", group, help, own=own, name="", repeatable=True)
     return field(default=(), metadata={_ROW: row})
 
 

@@ -1,7 +1,7 @@
 """A BPF ring buffer, read where the kernel writes it: records in order, for one reader.
 
-The kernel's layout (kernel/bpf/ringbuf.c): a page with the reader's position, one with the writer's,
-then the data, mapped twice in a row so that no record is cut in two. Knows nothing of ours.
+The kernel's layout (kernel/bpf/ringbuf.c): a page with the reader's position, a page with the
+writer's, then the data, mapped twice in a row so that no record is cut. Knows nothing of ours.
 """
 
 import mmap

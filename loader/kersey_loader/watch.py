@@ -4,6 +4,7 @@ One watcher at a time for a network's maps. The programs tell nothing beyond a r
 watcher three seconds after its last sign of life, however it ended. Changes no packet's fate.
 """
 
+import ctypes
 import fcntl
 import os
 import time
@@ -93,7 +94,8 @@ class Watch:
     def hidden(self) -> int:
         """Return how many packets the programs have not told of, beyond the rate or for room."""
         cells = self._view.maps["budgets"].lookup(_KEY) or b""
-        return sum(Budget.from_buffer_copy(cells, at).hidden for at in range(0, len(cells), 16))
+        starts = range(0, len(cells), ctypes.sizeof(Budget))
+        return sum(Budget.from_buffer_copy(cells, start).hidden for start in starts)
 
     def sign(self) -> None:
         """Have the programs go on telling. Raises LoaderError once the maps are not in use."""

@@ -350,3 +350,21 @@ def test_forged_packet_reaches_neither_device_nor_proxy(
     after = device.lab.datapath.counters()
     forged = [v for (program, v), n in after.items() if v.forged and n != before[program, v]]
     assert len(forged) == 1
+
+
+def test_packets_past_the_proxy_are_told_of_as_they_came(device: Device) -> None:
+    lab = device.lab
+    with lab.watched(passed=(Verdict.UNSEEN, Verdict.NOT_ADMITTED)) as (_, watch):
+        packet = routed()
+        device.send(packet)
+        (sent,) = watch.packets(0)
+        device.receive(on_wire(lab, arrived()))
+        (received,) = watch.packets(0)
+    assert (sent.program, sent.verdict) == (Program.TO_OVERLAY, Verdict.UNSEEN)
+    assert (sent.outer_source, sent.device) == (None, device.ifindex)
+    assert (str(sent.source), str(sent.destination)) == (POD, REMOTE)
+    assert (sent.source_port, sent.destination_port, sent.length) == (40000, 80, len(packet))
+    assert received.verdict is Verdict.NOT_ADMITTED
+    assert (str(received.outer_source), str(received.outer_destination)) == (PEER_NODE, NODE)
+    assert (str(received.source), str(received.destination)) == (REMOTE, POD)
+    assert received.device == lab.uplink

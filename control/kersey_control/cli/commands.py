@@ -9,7 +9,14 @@ from typing import Any
 
 from kersey_control import __version__
 from kersey_control.cli.command import Command, FileFlags, JsonFlag, NodeFlags, NoFlags
-from kersey_control.cli.schema import CleanupFlags, DoctorFlags, FlowsFlags, LeasesFlags, TraceFlags
+from kersey_control.cli.schema import (
+    CleanupFlags,
+    DoctorFlags,
+    DropsFlags,
+    FlowsFlags,
+    LeasesFlags,
+    TraceFlags,
+)
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -41,6 +48,12 @@ def _flush(flags: FileFlags, _arguments: Sequence[str]) -> int:
     from kersey_control.cli.flows import run_flush
 
     return run_flush(flags)
+
+
+def _drops(flags: DropsFlags, _arguments: Sequence[str]) -> int:
+    from kersey_control.cli.drops import run
+
+    return run(flags)
 
 
 def _trace(flags: TraceFlags, arguments: Sequence[str]) -> int:
@@ -99,6 +112,14 @@ COMMANDS: Mapping[str, Command[Any]] = {
         "list pods' flows, which are fast, and why the others are not", FlowsFlags, _flows
     ),
     "flush flows": Command("have every fast flow checked by the stack again", FileFlags, _flush),
+    "drops": Command(
+        "show packets that the programs drop, live, and why",
+        DropsFlags,
+        _drops,
+        details="Ctrl-C ends it. One at a time can watch. With --json, each packet is a line, and"
+        " the last line\nhas the sums.",
+        statuses={0: "done, or ended by Ctrl-C"},
+    ),
     "trace": Command(
         "show which way a packet between two addresses takes, and why",
         TraceFlags,

@@ -121,7 +121,8 @@ def _zsh_case(name: str, command: Command[Any]) -> Iterator[str]:
 
 
 def _zsh_flag(entry: Flag) -> str:
-    text = f"{entry.dashed}{'' if entry.is_switch else '='}[{_escaped(entry.row.help)}]"
+    again = "*" if entry.row.repeatable else ""
+    text = f"{again}{entry.dashed}{'' if entry.is_switch else '='}[{_escaped(entry.row.help)}]"
     if not entry.is_switch:
         values = _values(entry)
         text += f":{entry.row.kind.placeholder.replace(':', '')}:"
@@ -193,6 +194,8 @@ def _pattern(name: str) -> str:
 
 def _values(entry: Flag) -> list[str]:
     """Return the words that a flag's value is one of, none if it is free."""
+    if entry.row.kind.words:
+        return list(entry.row.kind.words)
     words = entry.row.kind.placeholder.split("|")
     return words if len(words) > 1 and all(word.islower() for word in words) else []
 

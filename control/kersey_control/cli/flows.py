@@ -15,25 +15,15 @@ from kersey_loader.layout import Verdict
 from kersey_loader.view import View, ViewedFlow
 
 from kersey_control.cli.command import FileFlags
-from kersey_control.cli.schema import PROTOCOLS, FlowsFlags
+from kersey_control.cli.schema import FlowsFlags, protocol_name
 from kersey_control.cli.text import age, print_json, table
 from kersey_control.errors import UnavailableError
 from kersey_control.lock import sole_user
 from kersey_control.node_view import open_pins, pins_of, view_node
 from kersey_control.route_lookup import device_name
 from kersey_control.status_socket import NoDaemonError, ask_flush
+from kersey_control.verdicts import WORDS
 
-WHY_NOT: Mapping[Verdict, str] = {
-    Verdict.ADMISSION_OFF: "--admission=off",
-    Verdict.NOT_ADMITTED: "not seen both ways through the stack",
-    Verdict.FLUSHED: "flushed, not seen since",
-    Verdict.OTHER_PORT: "comes in and goes out by different pod ports",
-    Verdict.PORT_GONE: "its pod port is gone",
-    Verdict.STALE: "idle, next packet is re-checked by the stack",
-}
-"""What keeps a flow off the fast path, for the verdicts that can be known without a packet."""
-
-_NAMES = {number: name for name, number in PROTOCOLS.items()}
 _HEADER = ("POD", "REMOTE", "PROTO", "DEVICE", "PEER", "OUT", "IN", "STATE")
 _CLEAR = "\x1b[H\x1b[2J"
 _PERCENT = 100
@@ -113,7 +103,7 @@ def _row(flow: ViewedFlow, node: IPv4Address | None) -> dict[str, Any]:
         "pod_port": flow.local_port,
         "remote": str(flow.remote),
         "remote_port": flow.remote_port,
-        "protocol": _NAMES.get(flow.protocol, str(flow.protocol)),
+        "protocol": protocol_name(flow.protocol),
         "device": device_name(flow.port),
         "peer": str(node) if node else "",
         "egress_age": flow.egress_age,
@@ -133,7 +123,7 @@ def reason(flow: ViewedFlow) -> str:
             if seen is None
         ]
         return f"not seen going {' or '.join(missing)} through the stack unchanged"
-    return WHY_NOT.get(flow.verdict, flow.verdict.name.lower())
+    return WORDS[flow.verdict]
 
 
 def _print(rows: list[dict[str, Any]], summary: Mapping[str, int], *, clear: bool) -> None:

@@ -13,8 +13,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
     lines = [header, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        yield "  ".join(cells).rstrip()
+        yield row(line, widths)
+
+
+def row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return one line of a table; a cell that is too wide moves those behind it."""
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+    return "  ".join(padded).rstrip()
 
 
 def print_json(value: object) -> None:

@@ -64,3 +64,14 @@ SLOW = frozenset(Verdict) - FORGED - {Verdict.FAST, Verdict.WITNESSED, Verdict.U
 def name_of(verdict: Verdict) -> str:
     """Return a verdict's name in metrics and messages."""
     return verdict.name.lower()
+
+
+def forged_among(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Return how many packets were forged, by verdict, of counts by program and verdict."""
+    names = {name_of(verdict) for verdict in FORGED}
+    found: dict[str, int] = {}
+    for each in counts.values():
+        for name, count in each.items():
+            if name in names and count:
+                found[name] = found.get(name, 0) + count
+    return found

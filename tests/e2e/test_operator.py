@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import packets as p
 import pytest
+from fast_view import pins_of
+from kersey_loader import layout
+from kersey_loader.view import open_view
 from operator_command import KERSEY, asked, asked_json, files_of, kersey
 from overlay_view import lease_key, overlay_link, subnet_of
 from testbed import Cluster, Node, udp_probe, wait_until
@@ -205,6 +210,102 @@ def test_watch_shows_flows_again_and_again_until_it_is_interrupted(
     assert all(look["room"] == 65536 for look in looks)
 
 
+def forge(sender: Node, victim: Node, times: int = 1) -> None:
+    """Have a node send tunnel packets for an address that is none of its own."""
+    inner = p.ipv4(p.udp(b"forged", src=53, dst=4444), src="192.0.2.1", dst="10.244.9.9")
+    frame = p.ethernet(inner, dst="0e:00:00:00:00:01", src="0e:00:00:00:00:02")
+    with sender.namespace.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as out:
+        for _ in range(times):
+            out.sendto(p.vxlan(frame), (str(victim.address), 8472))
+
+
+@contextmanager
+def drops(node: Node, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `kersey drops` on a node until it ends; it tells of packets from here on."""
+    command = node.namespace.command(KERSEY, "drops", *flags, *files_of(node))
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watching:
+        try:
+            wait_until(lambda: watcher(node) == watching.pid, timeout=10, what="a watcher")
+            yield watching
+        finally:
+            watching.kill()
+
+
+def watcher(node: Node) -> int:
+    """Return the process id of who watches, or of who did and was killed; 0 for nobody."""
+    with open_view(pins_of(node)) as view:
+        entry = view.maps["watches"].lookup(bytes(4)) or b""
+    return int(layout.Watch.from_buffer_copy(entry).watcher)
+
+
+def drop(watching: subprocess.Popen[str]) -> dict[str, Any]:
+    assert watching.stdout is not None
+    found: dict[str, Any] = json.loads(watching.stdout.readline())
+    return found
+
+
+def test_drops_shows_forged_packets_as_they_come_until_it_is_interrupted(
+    shared_network: Cluster,
+) -> None:
+    one, two = shared_network.nodes
+    with drops(one) as watching:
+        assert watching.stdout is not None
+        header = watching.stdout.readline()
+        forge(two, one)
+        explained, line = (watching.stdout.readline() for _ in range(2))
+        second = asked(one, "drops", check=False)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(10) == 0
+        rest, said = watching.stdout.read(), watching.stderr and watching.stderr.read()
+    assert header.split()[:3] == ["TIME", "REASON", "FATE"]
+    assert explained.startswith("  outside_source: its inner source is neither ")
+    assert line.split()[1:] == [
+        *("outside_source", "dropped", "eth0", str(two.address), ">", str(one.address)),
+        *("192.0.2.1:53", ">", "10.244.9.9:4444", "udp", str(14 + 20 + 8 + 8 + 14 + 20 + 8 + 6)),
+    ]
+    assert (rest, said) == ("1 packet\n", "")
+    assert second.returncode == 1
+    assert f"process {watching.pid} is watching already" in second.stderr
+    assert watcher(one) == 0
+    assert "tunnel packets so far (kersey drops" in asked(one, "status").stdout
+
+
+def test_drops_in_json_says_how_much_it_left_out_and_one_that_was_killed_is_forgotten(
+    shared_network: Cluster,
+) -> None:
+    one, two = shared_network.nodes
+    with drops(one, "--json") as killed:
+        killed.kill()
+    with drops(one, "--json", "--rate=1", f"--peer={two.address}") as watching:
+        forge(two, one, times=50)
+        shown = drop(watching)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(10) == 0
+        assert watching.stdout is not None
+        *packets, sums = map(json.loads, watching.stdout.read().splitlines())
+    assert shown["dropped"] is True
+    assert (shown["outer_source"], shown["source"]) == (str(two.address), "192.0.2.1")
+    assert sums["shown"] == 1 + len(packets)
+    assert sums["shown"] + sums["not_shown"] == 50
+    assert sums["not_shown"] > 0
+
+
+def test_drops_tells_why_packets_of_pods_are_slow(shared_network: Cluster) -> None:
+    one = shared_network.nodes[0]
+    source, destination = shared_network.pods
+    found = f"--peer={destination.address}"
+    with drops(one, "--reason=protocol", found, "--count=1", "--json") as watching:
+        source.namespace.run("ping", "-c1", "-W2", str(destination.address), check=False)
+        packet = drop(watching)
+        assert watching.wait(10) == 0
+    assert (packet["reason"], packet["dropped"], packet["protocol"]) == ("protocol", False, "icmp")
+    assert {packet["source"], packet["destination"]} == {
+        *(str(source.address), str(destination.address))
+    }
+
+
 def steps(node: Node, *arguments: str, check: bool = True) -> dict[str, dict[str, Any]]:
     return {step["step"]: step for step in asked_json(node, "trace", *arguments, check=check)}
 
@@ -311,7 +412,8 @@ def as_nobody(node: Node, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("command", "status"), [("status", 1), ("peers", 0), ("flows", 1), ("flush flows", 1)]
+    ("command", "status"),
+    [("status", 1), ("peers", 0), ("flows", 1), ("drops", 1), ("flush flows", 1)],
 )
 def test_who_is_not_root_is_told_so_in_words(
     shared_network: Cluster, command: str, status: int
@@ -341,6 +443,10 @@ def test_without_a_daemon_commands_work_from_what_it_left(
         assert peer["traffic"]["fast_sent"]["packets"] > 0
         assert is_fast(one)
         assert steps(one, str(one.pods[0].address), remote)["route"]["ok"] is True
+        with drops(one, "--count=1", "--json") as watching:
+            forge(two, one)
+            assert drop(watching)["reason"] == "outside_source"
+            assert watching.wait(10) == 0
         assert asked(one, "flush", "flows").returncode == 0
         wait_until(partial(is_fast, one), timeout=10, what="fast again by itself")
     finally:
@@ -353,9 +459,10 @@ def test_a_broken_pin_directory_is_named_and_peers_are_shown_all_the_same(
 ) -> None:
     node = shared_network.nodes[0]
     elsewhere = (f"--bpf-dir={tmp_path}", f"--subnet-file={tmp_path}/x", "--state-dir=/nowhere")
-    done = kersey(node, "flows", *elsewhere, check=False)
-    assert done.returncode == 1
-    assert f"nothing of a fast path is pinned in {tmp_path}/instance-" in done.stderr
+    for command in ("flows", "drops"):
+        done = kersey(node, command, *elsewhere, check=False)
+        assert done.returncode == 1
+        assert f"nothing of a fast path is pinned in {tmp_path}/instance-" in done.stderr
     done = kersey(node, "peers", *elsewhere)
     assert "no traffic figures" in done.stderr
 

@@ -91,6 +91,9 @@ def test_a_bad_command_line_is_refused_in_words(words: list[str], message: str) 
         (["flows", "--protocol=icmp6"], "--protocol: got 'icmp6', expected one of tcp, udp, icmp"),
         (["flows", "--port=0"], "--port: got '0', expected an integer from 1 to 65535"),
         (["flows", "--peer=10.244.1.1/24"], "--peer: got .*, expected an IPv4 address, or a sub"),
+        (["drops", "--reason=fast"], "--reason: got 'fast', expected one of witnessed, unrelated"),
+        (["drops", "--rate=0"], "--rate: got '0', expected an integer from 1 to 100000"),
+        (["drops", "--count=0"], "--count: got '0', expected an integer above 0"),
         (["trace", "10.0.0.1", "x"], "DST: got 'x', expected an IPv4 address"),
         (["completion", "tcsh"], "shell: got 'tcsh', expected one of bash, zsh, fish"),
     ],
@@ -212,6 +215,8 @@ def test_misspelt_fields_are_named_as_they_are_silently_ignored(
         ("cd /etc; kersey config check hostn", {"hostname"}),
         ("kersey flush flows --s", {"--subnet-file", "--state-dir"}),
         ("kersey trace --po", {"--port"}),
+        ("kersey drops --reason unk", {"unknown_node"}),
+        ("kersey drops --sec", {"--seconds"}),
     ],
 )
 def test_bash_completes(line: str, expected: set[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +268,10 @@ def test_status_says_what_is_wrong_at_the_end() -> None:
         ready=False,
         silent_seconds=44.0,
         datapath=ToldDatapath("bpf", "loaded"),
-        fast_path=ToldFastPath(VERDICTS, {"attach": "no such device"}),
+        fast_path=ToldFastPath(
+            {**VERDICTS, "to_pod": {"unknown_node": 1200, "pod_tunnel": 34}},
+            {"attach": "no such device"},
+        ),
         lease=ToldLease(None, "somebody else holds it"),
         store=ToldStore(connected=False, trouble="refused"),
         peers=ToldPeers(9, 2, {f"10.1.{n}.0/24": "why" for n in range(7)}),
@@ -275,6 +283,7 @@ def test_status_says_what_is_wrong_at_the_end() -> None:
     assert lines[0] == "daemon kerseyd 1.2, not ready yet, pid 0"
     assert "lease 10.1.0.0/24 of 10.1.0.0/16, ends never" in lines
     assert "store lost: refused" in lines
+    assert "forged 1,234 tunnel packets so far (kersey drops shows them live)" in lines
     assert lines[-11:] == [
         "peers 9 desired, 2 programmed, 7 failing",
         *(f"failing 10.1.{n}.0/24: why" for n in range(5)),
@@ -339,7 +348,7 @@ def test_flows_are_picked_by_pod_peer_port_and_protocol(words: list[str], *, fit
         (Verdict.NOT_ADMITTED, (None, None), "not seen going out or in through the stack unch"),
         (Verdict.STALE, (9.0, 9.0), "idle, next packet is re-checked by the stack"),
         (Verdict.PORT_GONE, (1.0, 1.0), "its pod port is gone"),
-        (Verdict.ROOM, (1.0, 1.0), "room"),
+        (Verdict.ROOM, (1.0, 1.0), "the kernel refuses"),
     ],
 )
 def test_a_slow_flow_has_a_reason(

@@ -116,9 +116,8 @@ COMMANDS: Mapping[str, Command[Any]] = {
         "show packets that the programs drop, live, and why",
         DropsFlags,
         _drops,
-        details="Ctrl-C ends it. One at a time can watch. With --json, each packet is a line, and"
-        " the last line\nhas the sums.",
-        statuses={0: "done, or ended by Ctrl-C"},
+        details="Ctrl-C ends it, with status 0. One at a time can watch. With --json each packet is"
+        " a line,\nand the last line has the sums.",
     ),
     "trace": Command(
         "show which way a packet between two addresses takes, and why",

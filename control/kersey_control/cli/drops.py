@@ -75,7 +75,7 @@ def row_of(packet: Told) -> dict[str, Any]:
     }
 
 
-class _Table:
+class Table:
     """A table that grows. Each reason is explained once, in front of its first packet."""
 
     def __init__(self, rate: int) -> None:
@@ -105,10 +105,10 @@ class _Table:
     def end(self, hidden: int) -> None:
         """Print the sums."""
         rest = f", {hidden:,} more not shown {self._limit}" if hidden else ""
-        print(f"{self._shown:,} packets{rest}")
+        print(f"{self._shown:,} {'packet' if self._shown == 1 else 'packets'}{rest}")
 
 
-class _Lines:
+class Lines:
     """A JSON object a packet, and one with the sums."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class _Lines:
 
 
 def _run(view: View, flags: DropsFlags) -> None:
-    output = _Lines() if flags.json else _Table(flags.rate)
+    output = Lines() if flags.json else Table(flags.rate)
     try:
         with open_watch(view, wanted_of(flags)) as watch:
             with suppress(KeyboardInterrupt):  # the usual end
@@ -141,7 +141,7 @@ def _run(view: View, flags: DropsFlags) -> None:
         raise UnavailableError(str(error)) from None
 
 
-def _follow(watch: Watch, flags: DropsFlags, output: _Lines | _Table) -> None:
+def _follow(watch: Watch, flags: DropsFlags, output: Lines | Table) -> None:
     output.begin()
     shown, said = 0, time.monotonic()
     end = said + (flags.seconds or math.inf)

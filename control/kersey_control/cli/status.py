@@ -10,6 +10,7 @@ from kersey_control.errors import KernelError
 from kersey_control.node_view import NodeView, read_peers, view_node
 from kersey_control.status_socket import ask_status
 from kersey_control.told import ToldStatus, builtins
+from kersey_control.verdicts import forged_among
 
 SILENT = 5.0
 """Seconds without a turn of the control loop that are worth a word; it turns once a second."""
@@ -38,6 +39,9 @@ def status_lines(told: ToldStatus, *, now: float) -> Iterator[tuple[str, str]]:
     yield "datapath", f"{told.datapath.mode}: {told.datapath.reason}"
     if told.fast_path is not None:
         yield "fast path", f"{share(told.fast_path.verdicts)}, admission {told.options.admission}"
+        forged = sum(forged_among(told.fast_path.verdicts).values())
+        if forged:
+            yield "forged", f"{forged:,} tunnel packets so far (kersey drops shows them live)"
     if told.uplink is not None:
         at = f"{told.uplink.interface} {told.uplink.address}, MTU {told.uplink.mtu}"
         yield "uplink", f"{at} ({told.uplink.reason})"

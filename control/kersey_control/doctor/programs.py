@@ -6,13 +6,13 @@ from pathlib import Path
 
 from kersey_loader.bpffs import is_bpffs
 from kersey_loader.errors import LoaderError
-from kersey_loader.layout import Verdict
 from kersey_loader.probe import probe
 from kersey_loader.view import ViewedFlow
 
 from kersey_control.doctor.finding import Finding, note, warning
 from kersey_control.errors import UnavailableError
 from kersey_control.node_view import NodeView
+from kersey_control.verdicts import forged_among
 
 RECENT = 60.0
 """Seconds: a flow seen since then is in use. Older ones stay in the map until their place is
@@ -102,20 +102,15 @@ def judge_troubles(troubles: Mapping[str, str]) -> Iterator[Finding]:
 
 def judge_senders(verdicts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
     """Say how many packets the sender check took for forged."""
-    counts: dict[str, int] = {}
-    forged = {verdict.name.lower() for verdict in Verdict if verdict.forged}
-    for each in verdicts.values():
-        for name, count in each.items():
-            if name in forged and count:
-                counts[name] = counts.get(name, 0) + count
+    counts = forged_among(verdicts)
     if counts:
         shown = ", ".join(f"{count:,} {name}" for name, count in counts.items())
         yield note(
             f"tunnel packets refused since the programs started: {shown}",
             "their sender may not send them: forged, or from a node whose lease says another"
             " address than it sends from (NAT, several uplinks)",
-            "kersey leases shows each node's address; --public-ip and --iface set it, and"
-            " --spoof-check=count lets such packets pass",
+            "kersey drops shows them as they come, kersey leases each node's address; --public-ip"
+            " and --iface set it, and --spoof-check=count lets such packets pass",
         )
 
 

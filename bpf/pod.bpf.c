@@ -162,16 +162,18 @@ static __always_inline bool rewrite(struct __sk_buff *skb,
 			   id);
 }
 
-static __always_inline int send(const struct config *config,
-				const struct peer *peer,
-				struct traffic *traffic, u32 segments,
-				u32 length)
+/* Not fast: dropped if it is a tunnel packet of a pod's, else the stack's. */
+static __always_inline int leave_sent(struct __sk_buff *skb,
+				 const struct config *config,
+				 enum verdict verdict)
 {
-	if (traffic)
-		count_traffic(&traffic->fast_sent_packets,
-			      &traffic->fast_sent_bytes, segments, length);
-	count_verdict(PROGRAM_FROM_POD, VERDICT_FAST);
-	return send_to(config, peer);
+	bool tunnelled = verdict == VERDICT_POD_TUNNEL;
+	bool dropped = tunnelled && config && config->spoof == SPOOF_DROP;
+
+	count_verdict(PROGRAM_FROM_POD, verdict);
+	report(skb, PROGRAM_FROM_POD, verdict, dropped, sizeof(struct ethernet),
+	       tunnelled);
+	return dropped ? DROP : TO_STACK;
 }
 
 int from_pod(struct __sk_buff *skb)
@@ -182,25 +184,23 @@ int from_pod(struct __sk_buff *skb)
 	struct traffic *traffic;
 	enum verdict verdict;
 	u32 segments, length;
-	bool dropped;
 
 	verdict = config ? judge_sent(skb, config, &peer, &flow) :
 			   VERDICT_UNCONFIGURED;
-	if (verdict == VERDICT_FAST && config && peer && flow) {
-		/* Before the push, which leaves them to be counted again. */
-		segments = skb->gso_segs;
-		length = skb->len - sizeof(struct ethernet);
-		traffic = traffic_of(peer);
-		if (rewrite(skb, config, peer, flow, next_id(traffic)))
-			return send(config, peer, traffic, segments, length);
-		verdict = VERDICT_ROOM;
-	}
-	dropped = verdict == VERDICT_POD_TUNNEL && config &&
-		  config->spoof == SPOOF_DROP;
-	count_verdict(PROGRAM_FROM_POD, verdict);
-	report(skb, PROGRAM_FROM_POD, verdict, dropped, sizeof(struct ethernet),
-	       verdict == VERDICT_POD_TUNNEL);
-	return dropped ? DROP : TO_STACK;
+	if (verdict != VERDICT_FAST || !config || !peer || !flow)
+		return leave_sent(skb, config, verdict);
+
+	/* Before the push, which leaves them to be counted again. */
+	segments = skb->gso_segs;
+	length = skb->len - sizeof(struct ethernet);
+	traffic = traffic_of(peer);
+	if (!rewrite(skb, config, peer, flow, next_id(traffic)))
+		return leave_sent(skb, config, VERDICT_ROOM);
+	if (traffic)
+		count_traffic(&traffic->fast_sent_packets,
+			      &traffic->fast_sent_bytes, segments, length);
+	count_verdict(PROGRAM_FROM_POD, VERDICT_FAST);
+	return send_to(config, peer);
 }
 
 /*

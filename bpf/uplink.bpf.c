@@ -405,7 +405,7 @@ static __always_inline int hand_over(struct __sk_buff *skb,
 }
 
 /* What is not fast: dropped if its sender may not send it, else the stack's. */
-static __always_inline int leave(struct __sk_buff *skb,
+static __always_inline int leave_received(struct __sk_buff *skb,
 				 const struct config *config,
 				 const struct arrival *arrival,
 				 struct traffic *traffic, enum verdict verdict)
@@ -449,5 +449,5 @@ int from_uplink(struct __sk_buff *skb)
 			return deliver(skb, &arrival, traffic, segments);
 		verdict = VERDICT_ROOM;
 	}
-	return leave(skb, config, &arrival, traffic, verdict);
+	return leave_received(skb, config, &arrival, traffic, verdict);
 }

@@ -39,7 +39,7 @@ class Wanted:
     dropped: frozenset[Verdict]
     passed: frozenset[Verdict]
     within: IPv4Network = ANYWHERE
-    rate: int = 100
+    rate: int = 20
 
 
 @dataclass(frozen=True, slots=True)

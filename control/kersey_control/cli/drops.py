@@ -25,7 +25,7 @@ from kersey_control.route_lookup import device_name
 from kersey_control.verdicts import FORGED, SLOW, WORDS, name_of
 
 _HEADER = ("TIME", "REASON", "FATE", "DEVICE", "TUNNEL", "PACKET", "PROTO", "BYTES")
-_WIDTHS = (12, 14, 7, 8, 25, 37, 5, 5)
+_WIDTHS = (12, 14, 7, 9, 25, 37, 5, 5)
 _NOTICE = 1.0
 """Seconds between two lines that say how many packets were not shown."""
 

@@ -125,7 +125,7 @@ class DropsFlags(NodeFlags):
     )
     rate: int = flag(
         integer(1, 100_000),
-        default="100",
+        default="20",
         group=OUTPUT,
         help="packets a second on each CPU, the rest is only counted",
         own=True,

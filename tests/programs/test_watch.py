@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import packets as p
 import pytest
@@ -26,6 +27,9 @@ from bpf_lab import (
     Lab,
     Tuple5,
 )
+from kersey_control import cli
+from kersey_control.errors import UnavailableError
+from kersey_control.instance import instance_of
 from kersey_loader import layout
 from kersey_loader.errors import LoaderError
 from kersey_loader.layout import Budget, Program, SpoofCheck, Verdict
@@ -389,3 +393,33 @@ def test_a_watch_ends_with_the_maps_that_it_is_on(lab: Lab) -> None:
                 watch.sign()
         finally:
             elsewhere.rename(view.home)
+
+
+def drops(lab: Lab, places: Path, *flags: str) -> int:
+    """Run `kersey drops` on the lab's pins, as if a daemon with these files had made them."""
+    subnet_file = places / "subnet.env"
+    link = places / f"instance-{instance_of(subnet_file):08x}"
+    link.symlink_to(lab.directory)
+    files = (f"--bpf-dir={places}", f"--subnet-file={subnet_file}", "--state-dir=/nonexistent")
+    return cli.run(["drops", *flags, *files], {})
+
+
+def test_the_command_ends_when_its_time_is_over_and_says_where_no_sender_is_checked(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.configure(spoof=SpoofCheck.OFF)
+    assert drops(lab, tmp_path, "--json", "--seconds=1") == 0
+    printed = capsys.readouterr()
+    assert printed.out == '{"shown": 0, "not_shown": 0}\n'
+    assert printed.err == "kersey: with --spoof-check=off no sender is checked\n"
+
+
+def test_the_command_fails_before_the_programs_were_told_anything(lab: Lab, tmp_path: Path) -> None:
+    cfg = lab.datapath.maps["cfg"]
+    told_before = cfg.lookup(ONLY) or b""
+    cfg.update(ONLY, bytes(len(told_before)))
+    try:
+        with pytest.raises(UnavailableError, match="have not been told anything yet"):
+            drops(lab, tmp_path)
+    finally:
+        cfg.update(ONLY, told_before)

@@ -1,7 +1,7 @@
 """Single packets as the programs tell of them, live: which they are, what became of them, and why.
 
 One watcher at a time for a network's maps. The programs tell nothing beyond a rate, and forget the
-watcher three seconds after its last sign of life, however it ended. Changes no packet's fate.
+watcher five seconds after its last sign of life, however it ended. Changes no packet's fate.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from kersey_loader.view import View
 
 ANYWHERE = IPv4Network("0.0.0.0/0")
 
-_LIFE = 3.0
+_LIFE = 5.0
 _SIGN_OF_LIFE = 1.0
 _NANO = 1_000_000_000
 _KEY = bytes(4)

@@ -303,6 +303,13 @@ def run_often(lab: Lab, times: int) -> None:
         lab.start(UP, packet, device=lab.uplink)
 
 
+def stay(view: View) -> None:
+    """Have the programs tell however long a test takes."""
+    entry = layout.Watch.from_buffer_copy(view.maps["watches"].lookup(ONLY) or b"")
+    entry.until = 2**63
+    view.maps["watches"].update(ONLY, bytes(entry))
+
+
 def set_budgets(view: View, next_token: float) -> None:
     budget = Budget(next=round(next_token * 1e9))
     view.maps["budgets"].update(ONLY, bytes(budget) * view.maps["budgets"].cpus)
@@ -336,11 +343,11 @@ def test_a_rate_is_a_second_of_tokens_that_come_back_with_time(lab: Lab) -> None
 
 def test_a_full_ring_loses_none_that_is_in_it_and_counts_the_rest(lab: Lab) -> None:
     room = 2**18 // (8 + len(bytes(layout.Event())))
-    with lab.watched() as (_, watch):
+    with lab.watched() as (view, watch):
         for _ in range(2):  # the second time round it wraps
             hidden = watch.hidden
+            stay(view)
             run_often(lab, room + 100)
-            watch.sign()
             found = told(watch)
             assert (len(found), watch.hidden - hidden) == (room, 100)
             assert [each.time for each in found] == sorted(each.time for each in found)
@@ -351,7 +358,7 @@ def test_a_watcher_that_died_costs_nothing_once_its_time_is_over(lab: Lab) -> No
     with lab.watched() as (view, watch):
         entry = layout.Watch.from_buffer_copy(view.maps["watches"].lookup(ONLY) or b"")
         clock = view.clock()
-        assert clock.jiffies < entry.until <= clock.jiffies + 3 * clock.hertz
+        assert clock.jiffies < entry.until <= clock.jiffies + 5 * clock.hertz
         entry.until = clock.jiffies
         view.maps["watches"].update(ONLY, bytes(entry))
         run_often(lab, 5)

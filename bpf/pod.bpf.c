@@ -164,8 +164,8 @@ static __always_inline bool rewrite(struct __sk_buff *skb,
 
 /* Not fast: dropped if it is a tunnel packet of a pod's, else the stack's. */
 static __always_inline int leave_sent(struct __sk_buff *skb,
-				 const struct config *config,
-				 enum verdict verdict)
+				      const struct config *config,
+				      enum verdict verdict)
 {
 	bool tunnelled = verdict == VERDICT_POD_TUNNEL;
 	bool dropped = tunnelled && config && config->spoof == SPOOF_DROP;

@@ -405,10 +405,10 @@ static __always_inline int hand_over(struct __sk_buff *skb,
 }
 
 /* What is not fast: dropped if its sender may not send it, else the stack's. */
-static __always_inline int leave_received(struct __sk_buff *skb,
-				 const struct config *config,
-				 const struct arrival *arrival,
-				 struct traffic *traffic, enum verdict verdict)
+static __always_inline int
+leave_received(struct __sk_buff *skb, const struct config *config,
+	       const struct arrival *arrival, struct traffic *traffic,
+	       enum verdict verdict)
 {
 	bool forged = is_forged(verdict);
 	bool dropped = forged && config->spoof == SPOOF_DROP;
@@ -432,9 +432,8 @@ int from_uplink(struct __sk_buff *skb)
 	const struct config *config = configuration();
 	struct arrival arrival = { .length = skb->len - TUNNEL_TEMPLATE };
 	struct traffic *traffic = NULL;
-	/* Before the pop, which leaves them to be counted again. */
-	u32 segments = skb->gso_segs;
 	enum verdict verdict;
+	u32 segments;
 
 	if (skb->protocol != ETHERTYPE_IPV4 || !config ||
 	    skb->pkt_type == PACKET_OTHERHOST)
@@ -445,6 +444,8 @@ int from_uplink(struct __sk_buff *skb)
 	if (arrival.peer)
 		traffic = traffic_of(arrival.peer);
 	if (verdict == VERDICT_FAST && arrival.flow) {
+		/* Before the pop, which leaves them to be counted again. */
+		segments = skb->gso_segs;
 		if (take_out(skb, &arrival))
 			return deliver(skb, &arrival, traffic, segments);
 		verdict = VERDICT_ROOM;

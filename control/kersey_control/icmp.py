@@ -5,7 +5,6 @@ from what is not one host's address. How many there may be is the `Allowance`'s.
 """
 
 import struct
-from dataclasses import dataclass
 from enum import Enum
 
 from kersey_control.ipv4 import LONGEST, OFFSET, Header, checksum
@@ -64,25 +63,3 @@ def error_about(
     addresses = (source, header.source)
     head = _IPV4.pack(0x45, _NETWORK_CONTROL, total, 0, 0, TTL, PROTOCOL, 0, *addresses)
     return head[:10] + checksum(head).to_bytes(2) + head[12:] + message
-
-
-@dataclass(slots=True)
-class Allowance:
-    """So many errors a second on average, and `burst` at once. `now` is monotonic, in seconds."""
-
-    rate: float
-    burst: float
-    _left: float = 0.0
-    _since: float | None = None
-
-    def take(self, now: float) -> bool:
-        """Return whether one more may be sent now, and count it."""
-        if self._since is None:
-            self._left = self.burst
-        else:
-            self._left = min(self.burst, self._left + (now - self._since) * self.rate)
-        self._since = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True

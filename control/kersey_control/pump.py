@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Protocol
 
+from kersey_control.allowance import Allowance
 from kersey_control.carriers import Arrival, Carrier
-from kersey_control.icmp import Allowance, Complaint, deserves_answer, error_about
+from kersey_control.icmp import Complaint, deserves_answer, error_about
 from kersey_control.ipv4 import (
     DONT_FRAGMENT,
     ECN,

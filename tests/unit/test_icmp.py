@@ -4,7 +4,7 @@ import packets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kersey_control.icmp import Allowance, Complaint, deserves_answer, error_about
+from kersey_control.icmp import Complaint, deserves_answer, error_about
 from kersey_control.ipv4 import Header, read_header
 
 SOURCE = 0x0AF40100  # 10.244.1.0
@@ -101,12 +101,3 @@ def test_every_error_is_sound_itself_and_never_answered(
     header = header_of(found)
     assert packets.checksum(found[20:]) == 0
     assert not deserves_answer(memoryview(found), header)
-
-
-def test_allowance_gives_a_burst_and_then_its_rate() -> None:
-    allowance = Allowance(rate=10, burst=3)
-    assert [allowance.take(100.0) for _ in range(5)] == [True, True, True, False, False]
-    assert not allowance.take(100.05)
-    assert allowance.take(100.11)
-    assert not allowance.take(100.11)
-    assert [allowance.take(200.0) for _ in range(4)] == [True, True, True, False]

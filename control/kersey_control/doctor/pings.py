@@ -8,23 +8,19 @@ import errno
 import os
 import select
 import socket
-import struct
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
+from kersey_control import echo
+
 WAIT = 1.2
 """Seconds until what has not been answered counts as lost."""
 
 _TRIES = 3
 _BETWEEN = 0.3
-_HEADER = struct.Struct("!BBHHH")
-_HEADERS = 28
-"""Bytes of IPv4 and ICMP header in front of a ping's own bytes."""
-
-_ECHO, _REPLY = 8, 0
 _IP_MTU_DISCOVER, _PROBE = 10, 3  # DF set, whatever the kernel believes of the path
 _BUFFER = 4 << 20
 _CLOSED_PORT = 33499
@@ -42,7 +38,7 @@ def answered_pings(questions: Sequence[Ping]) -> frozenset[Ping]:
     """Return which pings were answered. Raises PermissionError without the right to send them."""
     waiting = dict(enumerate(questions))
     identity = int.from_bytes(os.urandom(2))
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+    with echo.open_echo_socket() as raw:
         raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PROBE)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         end = time.monotonic() + WAIT
@@ -96,11 +92,9 @@ def _refused(sockets: dict[socket.socket, IPv4Address]) -> set[IPv4Address]:
 
 
 def _send(raw: socket.socket, question: Ping, identity: int, number: int) -> None:
-    body = bytes(max(0, question.size - _HEADERS))
-    header = _HEADER.pack(_ECHO, 0, 0, identity, number)
-    packet = _HEADER.pack(_ECHO, 0, _checksum(header), identity, number) + body
+    body = bytes(max(0, question.size - echo.HEADERS))
     with suppress(OSError):  # no way, or larger than the device's MTU: not answered
-        raw.sendto(packet, (str(question.address), 0))
+        raw.sendto(echo.request(identity, number, body), (str(question.address), 0))
 
 
 def _collect(raw: socket.socket, waiting: dict[int, Ping], identity: int, until: float) -> None:
@@ -111,16 +105,6 @@ def _collect(raw: socket.socket, waiting: dict[int, Ping], identity: int, until:
             packet = raw.recv(1 << 16)
         except TimeoutError:
             return
-        start = (packet[0] & 15) * 4
-        if len(packet) < start + _HEADER.size:
-            continue
-        kind, _, _, whose, number = _HEADER.unpack_from(packet, start)
-        if (kind, whose) == (_REPLY, identity):
-            waiting.pop(number, None)
-
-
-def _checksum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071) of a header; zero bytes behind it add nothing."""
-    total = sum(int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2))
-    total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+        reply = echo.read_reply(packet)
+        if reply is not None and reply.identity == identity:
+            waiting.pop(reply.number, None)

@@ -39,6 +39,7 @@ from kersey_control.netlink import Links
 from kersey_control.node_identity import node_id, read_machine_id
 from kersey_control.options import Datapath as DatapathChoice
 from kersey_control.options import Options, read_options
+from kersey_control.probes.prober import Prober
 from kersey_control.rtnetlink import Rtnl
 from kersey_control.sdnotify import ServiceManager
 from kersey_control.status import Status
@@ -111,6 +112,8 @@ def serve(options: Options) -> None:
         closer = threading.Thread(target=_close_at, args=(stop, store), name="store-closer")
         closer.daemon = True  # a fault at the start ends us without a signal
         closer.start()
+        if options.probe_interval:
+            opened.enter_context(Prober(status, options))
         start = wait_for_start(store, status, stop)
         if start is not None:
             options = with_public_ip(options, start.known)
@@ -145,6 +148,9 @@ def _told(options: Options) -> ToldOptions:
         store="kubernetes" if options.kube_subnet_mgr else "etcd",
         etcd_endpoints=() if options.kube_subnet_mgr else options.etcd_endpoints,
         etcd_prefix=options.etcd_prefix,
+        probe_interval=options.probe_interval,
+        probe_rate=options.probe_rate,
+        probe_port=options.probe_port,
     )
 
 
@@ -252,6 +258,7 @@ def _prepare(
     backend.prepare(uplink)
     status.backend, status.network = backend.name, config.network
     status.device = backend.device_name or ""
+    status.tunnel = str(backend.tunnel or "")
     status.uplink, status.mtu = uplink, backend.mtu
     return Agent(
         options=options,

@@ -171,7 +171,7 @@ _LEASE = "Lease and subnet file"
 _CNI = "CNI configuration (off unless --cni-conf-dir is given)"
 _DATAPATH = "Datapath"
 _RULES = "Masquerade and forward rules"
-_OBSERVE = "Health and metrics"
+_OBSERVE = "Health, metrics and probes"
 _LOGS = "Logging"
 _KUBE = "Lease store in the Kubernetes API (unused without --kube-subnet-mgr)"
 _GENERAL = "General"
@@ -421,6 +421,29 @@ class Options(EtcdFlags):
         default="false",
         group=_OBSERVE,
         help="serve a page for browsers at / of the metrics port, to whoever may read /metrics",
+        own=True,
+    )
+
+    probe_interval: int = flag(
+        integer(0, 3600, placeholder="SECONDS"),
+        default="5",
+        group=_OBSERVE,
+        help="how often each peer is asked whether it answers, more seldom where --probe-rate"
+        " does not suffice; 0 is off",
+        own=True,
+    )
+    probe_rate: int = flag(
+        integer(1, 10000, placeholder="N"),
+        default="20",
+        group=_OBSERVE,
+        help="questions a second to all peers together",
+        own=True,
+    )
+    probe_port: int = flag(
+        integer(1, 65535, placeholder="PORT"),
+        default="8475",
+        group=_OBSERVE,
+        help="UDP port of these questions and answers, the same on all nodes",
         own=True,
     )
 

@@ -28,6 +28,13 @@ class PeerState(NamedTuple):
     reason: str
 
 
+class ProbeCounts(NamedTuple):
+    """Questions that were sent to peers, and datagrams that were not taken, by reason."""
+
+    sent: int
+    refused: Mapping[str, int]
+
+
 @dataclass(slots=True)
 class Status:
     """One node's state as of the last turn of the control loop. Times are seconds, monotonic."""
@@ -37,6 +44,8 @@ class Status:
     backend: str = ""
     device: str = ""
     """The overlay device's name, empty where the backend has none."""
+    tunnel: str = ""
+    """What goes between nodes, as firewalls call it (`UDP port 8472`); empty without a tunnel."""
     network: IPv4Network | None = None
     subnet: IPv4Network | None = None
     uplink: Uplink | None = None
@@ -81,5 +90,9 @@ class Status:
     """How full the fast path's maps are; reads them through. None and threads as above."""
     reach: Callable[[], Mapping[IPv4Network, Reach]] | None = None
     """Which peers answer probes, by subnet; None where none are sent. Safe from any thread."""
+    probes: Callable[[], ProbeCounts] | None = None
+    """None and threads as above."""
+    probes_trouble: str = ""
+    """Why no probes can be sent although they were asked for."""
     ready: bool = False
     heartbeat: float = 0.0

@@ -21,6 +21,7 @@ from kersey_loader.errors import LoaderError
 
 from kersey_control import __version__
 from kersey_control.errors import InvalidInputError, KerseyError, UnavailableError
+from kersey_control.reach import Answering, Reach
 from kersey_control.status import Status
 from kersey_control.told import (
     Answer,
@@ -31,6 +32,8 @@ from kersey_control.told import (
     ToldOptions,
     ToldPeer,
     ToldPeers,
+    ToldReach,
+    ToldSilent,
     ToldStatus,
     ToldStore,
     ToldUplink,
@@ -62,6 +65,7 @@ def describe(status: Status, options: ToldOptions) -> ToldStatus:
         fast_path=_fast_path(status),
         backend=status.backend,
         device=status.device,
+        tunnel=status.tunnel,
         network=_text(status.network),
         subnet=_text(status.subnet),
         mtu=status.mtu,
@@ -72,7 +76,9 @@ def describe(status: Status, options: ToldOptions) -> ToldStatus:
             desired=status.peers_desired,
             programmed=status.peers_programmed,
             refused={str(subnet): why for subnet, why in status.refused.items()},
+            silent=tuple(_silent(status)),
         ),
+        probes_trouble=status.probes_trouble,
         skipped_records=status.skipped_records,
         options=options,
     )
@@ -80,6 +86,8 @@ def describe(status: Status, options: ToldOptions) -> ToldStatus:
 
 def describe_peers(status: Status) -> list[ToldPeer]:
     """Return every peer by subnet; of a lease that cannot be one, the subnet and the reason."""
+    now = time.monotonic()
+    reaches = status.reach() if status.reach is not None else {}
     known = {
         each.peer.subnet: ToldPeer(
             subnet=str(each.peer.subnet),
@@ -88,6 +96,7 @@ def describe_peers(status: Status) -> list[ToldPeer]:
             condition=each.condition,
             reason=each.reason,
             mac=each.peer.mac,
+            reach=_reach(reaches.get(each.peer.subnet), now),
         )
         for each in status.peers
     }
@@ -95,6 +104,31 @@ def describe_peers(status: Status) -> list[ToldPeer]:
         if subnet not in known:
             known[subnet] = ToldPeer(str(subnet), node="", via="", condition="refused", reason=why)
     return [known[subnet] for subnet in sorted(known)]
+
+
+def _silent(status: Status) -> Iterator[ToldSilent]:
+    reaches = status.reach() if status.reach is not None else {}
+    for each in status.peers:
+        peer = each.peer
+        reach = reaches.get(peer.subnet)
+        if reach is not None and reach.answering is Answering.SILENT:
+            yield ToldSilent(str(peer.subnet), str(peer.node), peer.via, reach.one_way)
+
+
+def _reach(reach: Reach | None, now: float) -> ToldReach | None:
+    if reach is None:
+        return None
+    return ToldReach(
+        answering=reach.answering,
+        round_trip_seconds=reach.round_trip,
+        loss=reach.loss,
+        loss_out=reach.loss_out,
+        loss_in=reach.loss_in,
+        one_way=reach.one_way,
+        answered_seconds_ago=None if reach.answered_at is None else now - reach.answered_at,
+        asked=_text(reach.asked) or "",
+        means=reach.means,
+    )
 
 
 def _text(value: object) -> str | None:

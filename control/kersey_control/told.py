@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from kersey_control.reach import Answering, Means, OneWay
+
 
 class Verb(StrEnum):
     """What the daemon can be asked for; one line on the socket."""
@@ -69,12 +71,22 @@ class ToldStore(msgspec.Struct, frozen=True):
     trouble: str = ""
 
 
+class ToldSilent(msgspec.Struct, frozen=True):
+    """A peer that is programmed and does not answer. `one_way`: the direction that is cut."""
+
+    subnet: str
+    node: str
+    via: str
+    one_way: OneWay | None = None
+
+
 class ToldPeers(msgspec.Struct, frozen=True):
     """How many peers there are; `refused` has a reason for each that is not programmed."""
 
     desired: int = 0
     programmed: int = 0
     refused: dict[str, str] = {}
+    silent: tuple[ToldSilent, ...] = ()
 
 
 class ToldOptions(msgspec.Struct, frozen=True):
@@ -90,6 +102,9 @@ class ToldOptions(msgspec.Struct, frozen=True):
     store: str = "etcd"
     etcd_endpoints: tuple[str, ...] = ()
     etcd_prefix: str = ""
+    probe_interval: int = 0
+    probe_rate: int = 0
+    probe_port: int = 0
 
 
 class ToldStatus(msgspec.Struct, frozen=True):
@@ -103,6 +118,7 @@ class ToldStatus(msgspec.Struct, frozen=True):
     fast_path: ToldFastPath | None = None
     backend: str = ""
     device: str = ""
+    tunnel: str = ""
     network: str | None = None
     subnet: str | None = None
     mtu: int = 0
@@ -110,19 +126,23 @@ class ToldStatus(msgspec.Struct, frozen=True):
     lease: ToldLease = ToldLease()
     store: ToldStore = ToldStore()
     peers: ToldPeers = ToldPeers()
+    probes_trouble: str = ""
     skipped_records: int = 0
     options: ToldOptions = ToldOptions()
 
 
 class ToldReach(msgspec.Struct, frozen=True):
-    """Whether a peer answers probes: unknown, answers or silent. Losses are 0 to 1."""
+    """Whether a peer answers probes, as `reach` has it. Losses are 0 to 1."""
 
-    answering: str = "unknown"
+    answering: Answering = Answering.UNKNOWN
     round_trip_seconds: float | None = None
     loss: float | None = None
     loss_out: float | None = None
     loss_in: float | None = None
+    one_way: OneWay | None = None
     answered_seconds_ago: float | None = None
+    asked: str = ""
+    means: Means = Means.PROBE
 
 
 class ToldPeer(msgspec.Struct, frozen=True):

@@ -43,6 +43,9 @@ class VxlanTunnel:
     mac: bytes
     kind: ClassVar[TunnelKind] = TunnelKind.VXLAN
 
+    def __str__(self) -> str:
+        return f"UDP port {self.port}"
+
     @property
     def identity(self) -> Identity:
         """Return what programs compare."""
@@ -67,6 +70,9 @@ class UdpTunnel:
     port: int
     kind: ClassVar[TunnelKind] = TunnelKind.UDP
 
+    def __str__(self) -> str:
+        return f"UDP port {self.port}"
+
     @property
     def identity(self) -> Identity:
         """Return what programs compare."""
@@ -85,6 +91,9 @@ class IpipTunnel:
     """IP in IP (RFC 2003). TTL and DF of the outer header are the inner packet's."""
 
     kind: ClassVar[TunnelKind] = TunnelKind.IPIP
+
+    def __str__(self) -> str:
+        return "IP protocol 4"
 
     @property
     def identity(self) -> Identity:

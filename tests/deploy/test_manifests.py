@@ -230,6 +230,8 @@ def test_versions_are_the_programs() -> None:
         {"healthz": {"port": 0}},
         {"metrics": {"port": 70000}},
         {"metrics": {"statusPage": True}},
+        {"probes": {"interval": -1}},
+        {"probes": {"port": 0}},
         {"maxUnavailable": 0},
         {"extraArgs": ["verbose"]},
     ],
@@ -246,6 +248,7 @@ def test_further_values_reach_their_places() -> None:
         {
             "image": {"repository": "registry.example/kersey", "tag": "1"},
             "metrics": {"port": 8473, "statusPage": True},
+            "probes": {"interval": 0, "port": 8476},
             "extraArgs": ["--iface=eth1", "--max-flows=131072"],
             "extraEnv": [{"name": "TZ", "value": "UTC"}],
             "maxUnavailable": "10%",
@@ -263,6 +266,7 @@ def test_further_values_reach_their_places() -> None:
     assert options.etcd_endpoints == ("https://a:2379", "https://b:2379")
     assert (options.metrics_port, options.iface, options.max_flows) == (8473, ("eth1",), 131072)
     assert options.status_page
+    assert (options.probe_interval, options.probe_rate, options.probe_port) == (0, 20, 8476)
     assert str(options.etcd_cafile) == "/etc/kersey-etcd/ca.crt"
     assert not options.kube_subnet_mgr
     spec = pod_spec(documents)

@@ -36,7 +36,7 @@ def up(arguments: argparse.Namespace) -> int:
             nodes=arguments.nodes,
             pods=arguments.pods,
             config=backend.network_config,
-            options=[f"--datapath={arguments.datapath}"],
+            options=[f"--datapath={arguments.datapath}", "--probe-interval=5"],
             links=arguments.links,
         )
         leave_running(cluster, backend=str(backend))

@@ -67,6 +67,7 @@ class Daemon:
             f"--state-dir={self.state_dir}",
             "--healthz-ip=127.0.0.1",
             f"--healthz-port={HEALTHZ_PORT}",
+            "--probe-interval=0",  # unless asked for: tests count packets
             *options,
         ]
 

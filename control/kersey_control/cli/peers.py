@@ -12,18 +12,21 @@ from kersey_control.cli.command import NodeFlags
 from kersey_control.cli.text import amount, print_json, table
 from kersey_control.errors import UnavailableError
 from kersey_control.node_view import NodeView, open_pins, read_peers, view_node
+from kersey_control.reach import Answering, Means
 from kersey_control.route_lookup import look_up, open_lookup
-from kersey_control.told import ToldPeer
+from kersey_control.told import ToldPeer, builtins
 
 _HEADER = (
     *("SUBNET", "NODE", "VIA", "STATE"),
+    *("ASKED", "ANSWERS", "ROUND TRIP", "LOSS OUT", "LOSS IN"),
     *("FAST SENT", "SLOW SENT", "FAST RECEIVED", "SLOW RECEIVED"),
     "NEXT HOP",
 )
+_ANSWERS = {Answering.UNKNOWN: "?", Answering.ANSWERS: "yes", Answering.SILENT: "NO"}
 
 
 def run(flags: NodeFlags) -> int:
-    """Print all peers; 1 if one of them is not programmed."""
+    """Print all peers; 1 if one of them is not programmed or does not answer."""
     view = view_node(flags)
     traffic, trouble = _traffic(view)
     rows = list(_rows(read_peers(view), traffic))
@@ -34,7 +37,12 @@ def run(flags: NodeFlags) -> int:
         _print(rows)
         for remark in filter(None, (view.silence, trouble and f"no traffic figures: {trouble}")):
             print(f"kersey: {remark}", file=sys.stderr)
-    return 0 if all(row["condition"] == "programmed" for row in rows) else 1
+    return 0 if all(map(_is_well, rows)) else 1
+
+
+def _is_well(row: Mapping[str, Any]) -> bool:
+    silent = row["reach"] is not None and row["reach"]["answering"] == Answering.SILENT
+    return row["condition"] == "programmed" and not silent
 
 
 def _traffic(view: NodeView) -> tuple[Mapping[IPv4Network, ViewedPeer], str]:
@@ -59,6 +67,7 @@ def _rows(
                 "condition": peer.condition,
                 "reason": peer.reason,
                 "mac": peer.mac,
+                "reach": builtins(peer.reach),
                 "next_hop": str(look_up(netlink, IPv4Address(peer.node))) if peer.node else "",
                 "fast_path": known is not None,
                 "traffic": _figures(known.traffic) if known else None,
@@ -96,4 +105,22 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         for way in ways
     ]
     known = [str(row[name] or "-") for name in ("subnet", "node", "via", "condition")]
-    return [*known, *counts, row["next_hop"] or "-"]
+    return [*known, *reach_cells(row["reach"]), *counts, row["next_hop"] or "-"]
+
+
+def reach_cells(reach: Mapping[str, Any] | None) -> list[str]:
+    """Return what probes found: the address with `ping` where only the kernel there answers."""
+    if reach is None:
+        return ["-"] * 5
+    trip = reach["round_trip_seconds"]
+    ping = " ping" if reach["means"] == Means.ECHO else ""
+    return [
+        reach["asked"] + ping,
+        _ANSWERS[reach["answering"]],
+        "-" if trip is None else f"{1000 * trip:.2f} ms",
+        *("-" if share is None else f"{100 * share:.0f} %" for share in _losses(reach)),
+    ]
+
+
+def _losses(reach: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    return reach["loss_out"], reach["loss_in"]

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from kersey_control.cli.command import NodeFlags
 from kersey_control.cli.text import print_json, remaining
+from kersey_control.doctor.finding import listed
 from kersey_control.errors import KernelError
 from kersey_control.node_view import NodeView, read_peers, view_node
+from kersey_control.silence import name_of, one_way
 from kersey_control.status_socket import ask_status
 from kersey_control.told import ToldStatus, builtins
 from kersey_control.verdicts import forged_among
@@ -84,6 +86,7 @@ def _store(told: ToldStatus) -> str:
 
 
 def _warnings(told: ToldStatus) -> Iterator[tuple[str, str]]:
+    yield from _silence(told)
     if told.silent_seconds > SILENT:
         yield "daemon", f"the control loop has been silent for {told.silent_seconds:.0f} s"
     if told.fast_path is not None:
@@ -92,6 +95,28 @@ def _warnings(told: ToldStatus) -> Iterator[tuple[str, str]]:
         yield "lease", told.lease.trouble
     if told.skipped_records:
         yield "store", f"{told.skipped_records} records skipped so far"
+
+
+def _silence(told: ToldStatus) -> Iterator[tuple[str, str]]:
+    """Yield which programmed peers do not answer, those that hear or are heard one by one."""
+    if told.probes_trouble:
+        yield "probes", f"peers are not asked whether they answer: {told.probes_trouble}"
+    silent = [each for each in told.peers.silent if each.one_way is None]
+    if silent:
+        names = listed([name_of(each) for each in silent], _MOST_PEERS)
+        yield (
+            "silent",
+            f"{len(silent)} of {told.peers.desired} peers programmed, no answer: {names}",
+        )
+    lines = [
+        one_way(each, each.one_way, tunnel=told.tunnel)
+        for each in told.peers.silent
+        if each.one_way is not None
+    ]
+    if len(lines) > _MOST_PEERS:
+        lines[_MOST_PEERS:] = [f"and {len(lines) - _MOST_PEERS} more (kersey peers)"]
+    for line in lines:
+        yield "one way", line
 
 
 def _left(view: NodeView) -> Iterator[tuple[str, str]]:

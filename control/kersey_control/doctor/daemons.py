@@ -75,6 +75,13 @@ def judge_state(told: ToldStatus) -> Iterator[Finding]:
             "without a lease other nodes forget the way to our pods",
             "kersey leases shows who holds what",
         )
+    if told.probes_trouble:
+        yield warning(
+            f"peers are not asked whether they answer: {told.probes_trouble}",
+            "a peer that is programmed but cannot be reached goes unnoticed",
+            "end who holds the port, or give all nodes another --probe-port; 0 as --probe-interval"
+            " switches probes off",
+        )
     if told.skipped_records:
         yield warning(
             f"{told.skipped_records} records in the lease store could not be read",

@@ -1,7 +1,8 @@
 """Whether peers can really be reached: their nodes, through the tunnel, with the largest packets.
 
-Four pings and a datagram to each, all peers at once. What the answers mean together is decided in
-pure code; a ping alone proves little, since some networks drop them.
+Four pings and a datagram to each, all peers at once, and what the daemon's own probes know besides:
+in which direction packets are lost. What the answers mean together is decided in pure code; a ping
+alone proves little, since some networks drop them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,9 @@ from kersey_control.addresses import gateway_of
 from kersey_control.doctor.finding import Finding, error, listed, warning
 from kersey_control.doctor.pings import Ping, answered_pings, refused_datagrams
 from kersey_control.node_view import NodeView, read_peers
-from kersey_control.told import ToldPeer
+from kersey_control.reach import OneWay
+from kersey_control.silence import PLAIN, cut, name_of
+from kersey_control.told import ToldPeer, ToldSilent
 
 _SMALL = 84
 _LADDER = (576, 1280, 1330, 1360, 1380, 1400, 1410, 1420, 1430, 1440, 1450, 1460, 1472, 1480, 1492)
@@ -39,6 +42,8 @@ class Reach:
     whole_tunnel: bool | None = None
     datagram: bool | None = None
     path: int = 0
+    one_way: OneWay | None = None
+    """As the daemon's probes have it."""
 
     def __str__(self) -> str:
         return f"{self.address} ({self.subnet})"
@@ -57,6 +62,11 @@ class Wire:
     uplink: str = "eth0"
     overlay: str = "flannel.1"
     prefix: str = "/coreos.com/network"
+
+    @property
+    def carrier(self) -> str:
+        """Return what firewalls must let through."""
+        return f"UDP port {self.port}" if self.port else "IP protocol 4"
 
     @property
     def whole(self) -> int:
@@ -79,6 +89,26 @@ def check(view: NodeView) -> Iterator[Finding]:
     yield from judge(reaches, wire)
 
 
+def check_told(view: NodeView) -> Iterator[Finding]:
+    """Ask nobody but the daemon, whose probes go on all the time."""
+    if view.told is not None:
+        yield from judge_silent(view.told.peers.silent, view.told.tunnel)
+
+
+def judge_silent(peers: Iterable[ToldSilent], tunnel: str) -> Iterator[Finding]:
+    """Say which peers do not answer probes, and which do not in one direction."""
+    found = list(peers)
+    if quiet := [name_of(peer) for peer in found if peer.one_way is None]:
+        yield error(
+            f"no answer through the overlay from {listed(quiet)}",
+            "its pods cannot be reached, or its kernel drops pings and probes",
+            "sudo kersey doctor, which sends packets to find out more",
+        )
+    for way in OneWay:
+        if names := [name_of(peer) for peer in found if peer.one_way is way]:
+            yield _cut(way, names, tunnel or PLAIN)
+
+
 def _overlay(view: NodeView) -> str:
     return view.overlay.name if view.overlay else ""
 
@@ -99,11 +129,41 @@ def _fault(reach: Reach) -> tuple[str, Reach] | None:
 def _faults(reach: Reach) -> Iterator[tuple[str, bool]]:
     """Yield each fault and whether a peer has it, the one that explains most first."""
     tunnelled = reach.tunnel is not None
+    yield "lost out", reach.one_way is OneWay.OUT and not reach.tunnel
+    yield "lost in", reach.one_way is OneWay.IN and not reach.tunnel
     yield "dead", not reach.node and not reach.tunnel
     yield "closed", tunnelled and not reach.tunnel
     yield "narrow", reach.node and not reach.whole_node
     yield "narrow tunnel", tunnelled and not reach.whole_tunnel
     yield "checksum", tunnelled and not reach.datagram
+
+
+def _lost(found: list[Reach], wire: Wire) -> Finding:
+    way = found[0].one_way or OneWay.OUT
+    what = PLAIN if found[0].tunnel is None else wire.carrier
+    return _cut(way, [str(each) for each in found], what)
+
+
+def _cut(way: OneWay, names: list[str], what: str) -> Finding:
+    where = "there" if way is OneWay.OUT else "here"
+    return error(
+        cut(way, listed(names), pronoun="it" if len(names) == 1 else "them"),
+        f"{what} is closed in that direction, in a firewall of either node or between (security"
+        " groups): no connection between pods opens",
+        f"accept it {where}, where it should arrive, e.g. {_accept(what)}; look at output rules of"
+        " the other node too, and at what is between",
+    )
+
+
+def _accept(carrier: str) -> str:
+    """Return the command that lets a tunnel, or packets of pods, through."""
+    match carrier.split(" "):
+        case "UDP", "port", number:
+            return f"nft insert rule inet filter input udp dport {number} accept"
+        case "IP", "protocol", number:
+            return f"nft insert rule inet filter input ip protocol {number} accept"
+        case _:
+            return "rules of the forward chain that name the pod network, and source checks"
 
 
 def _dead(found: list[Reach], wire: Wire) -> Finding:
@@ -117,14 +177,11 @@ def _dead(found: list[Reach], wire: Wire) -> Finding:
 
 
 def _closed(found: list[Reach], wire: Wire) -> Finding:
-    what = f"UDP port {wire.port}" if wire.port else "IP protocol 4"
-    match = f"udp dport {wire.port}" if wire.port else "ip protocol 4"
     return error(
         f"nothing comes back through the tunnel from node {_names(found)}, which answers pings",
-        f"{what} is closed on the way, in a firewall of either node or between (security groups),"
-        " or no kerseyd or flanneld works there",
-        f"accept it on both nodes, e.g. nft insert rule inet filter input {match} accept;"
-        " run kersey doctor there too",
+        f"{wire.carrier} is closed on the way, in a firewall of either node or between (security"
+        " groups), or no kerseyd or flanneld works there",
+        f"accept it on both nodes, e.g. {_accept(wire.carrier)}; run kersey doctor there too",
     )
 
 
@@ -165,6 +222,8 @@ def _checksum(found: list[Reach], wire: Wire) -> Finding:
 
 
 _FINDINGS = {
+    "lost out": _lost,
+    "lost in": _lost,
     "dead": _dead,
     "closed": _closed,
     "narrow": _narrow,
@@ -201,6 +260,7 @@ def _ask(peers: list[ToldPeer], wire: Wire) -> Iterator[Reach]:
             whole_tunnel=None if direct else Ping(inside, wire.mtu) in answered,
             datagram=None if direct else inside in refused,
             path=paths.get(node, 0),
+            one_way=peer.reach.one_way if peer.reach is not None else None,
         )
 
 

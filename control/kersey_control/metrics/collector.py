@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from kersey_control import __version__
 from kersey_control.durations import BOUNDS, Tally
 from kersey_control.metrics.readings import Readings
+from kersey_control.reach import Answering
 from kersey_control.reconcile import DeviceRoute, FdbEntry, Neighbour, Nexthop, Route, StrayRoute
 from kersey_control.schedule import Task
 from kersey_control.status import Status
@@ -43,6 +44,7 @@ class StatusCollector(Collector):
         """Yield every family; peers are counted, not listed, since a fleet has nodes squared."""
         yield from self._daemon()
         yield from self._peers()
+        yield from self._probes()
         yield from self._store()
         yield from self._own_lease()
         yield from self._control_loop()
@@ -91,6 +93,33 @@ class StatusCollector(Collector):
         )
         yield GaugeMetricFamily(
             "kersey_peers_refused", "Peers whose lease cannot be used", len(status.refused)
+        )
+
+    def _probes(self) -> Iterator[Metric]:
+        """Yield what probes found; nothing where none are sent."""
+        if self._status.probes is None:
+            return
+        sent, refused = self._status.probes()
+        yield CounterMetricFamily("kersey_probes_sent", "Questions sent to peers", sent)
+        family = CounterMetricFamily(
+            "kersey_probes_refused",
+            "Datagrams to the probe port that were not taken, by reason",
+            labels=["reason"],
+        )
+        for reason, count in refused.items():
+            family.add_metric([reason], count)
+        yield family
+        if self._readings.reaches is None:
+            return
+        reaches = self._readings.reaches.values()
+        silent = [reach for reach in reaches if reach.answering is Answering.SILENT]
+        yield GaugeMetricFamily(
+            "kersey_peers_silent", "Peers that are programmed but do not answer", len(silent)
+        )
+        yield GaugeMetricFamily(
+            "kersey_peers_one_way",
+            "Silent peers that packets reach, or arrive from, in one direction alone",
+            sum(reach.one_way is not None for reach in silent),
         )
 
     def _store(self) -> Iterator[Metric]:

@@ -1,12 +1,15 @@
-"""The traffic of single peers as text in Prometheus' format, for the peers with most of it.
+"""Single peers as text in Prometheus' format: traffic of the busiest, probes of the worst.
 
 Written by hand: eight series a peer through the library's objects would take three times the CPU.
 """
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Network
 
 from kersey_loader.peers import Sums
+
+from kersey_control.reach import Answering, Reach
 
 _WAYS = (("sent", "fast"), ("sent", "slow"), ("received", "fast"), ("received", "slow"))
 
@@ -32,6 +35,45 @@ def peer_text(peers: Mapping[str, Sums], most: int) -> str:
         lambda traffic: traffic[1::2],
     )
     return packets + size + _unlisted(len(peers) - len(listed))
+
+
+def worst(reaches: Mapping[IPv4Network, Reach], most: int) -> list[tuple[IPv4Network, Reach]]:
+    """Return `most` peers: silent ones first, then those with the greatest loss."""
+    return heapq.nsmallest(most, reaches.items(), key=_badness)
+
+
+def _badness(item: tuple[IPv4Network, Reach]) -> tuple[bool, float, IPv4Network]:
+    subnet, reach = item
+    return reach.answering is not Answering.SILENT, -(reach.loss or 0.0), subnet
+
+
+def reach_text(reaches: Mapping[IPv4Network, Reach], most: int) -> str:
+    """Return three gauges by peer, as far as they are known."""
+    answering, trips, losses = [], [], []
+    for subnet, reach in worst(reaches, most):
+        peer = f'peer="{subnet}"'
+        if reach.answering is not Answering.UNKNOWN:
+            answering.append((peer, int(reach.answering is Answering.ANSWERS)))
+        trips.append((peer, reach.round_trip))
+        losses.append((f'{peer},direction="out"', reach.loss_out))
+        losses.append((f'{peer},direction="in"', reach.loss_in))
+        losses.append((f'{peer},direction="both"', reach.loss))
+    return (
+        _gauge("kersey_peer_answering", "1 for a peer that answers probes, else 0", answering)
+        + _gauge(
+            "kersey_peer_round_trip_seconds", "Smoothed time until a peer's answer comes", trips
+        )
+        + _gauge(
+            "kersey_peer_loss_ratio",
+            "Share of a peer's last 32 probes that was lost; both is of whole round trips",
+            losses,
+        )
+    )
+
+
+def _gauge(name: str, documentation: str, samples: Iterable[tuple[str, float | None]]) -> str:
+    lines = [f"{name}{{{labels}}} {value}\n" for labels, value in samples if value is not None]
+    return f"# HELP {name} {documentation}\n# TYPE {name} gauge\n{''.join(lines)}"
 
 
 def _unlisted(count: int) -> str:

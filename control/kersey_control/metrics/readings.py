@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 from threading import Lock
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from kersey_loader.errors import LoaderError
 from kersey_loader.occupancy import Occupancy
 from kersey_loader.peers import Sums
 
+from kersey_control.reach import Reach
 from kersey_control.status import Status
 
 _T = TypeVar("_T")
@@ -30,6 +32,8 @@ class Readings:
     peers: Mapping[str, Sums] | None = None
     total: Sums | None = None
     occupancy: Occupancy | None = None
+    reaches: Mapping[IPv4Network, Reach] | None = None
+    """None: no probes are sent, or they cannot be."""
     failures: Mapping[str, int] = field(default_factory=dict)
     """How often reading each part failed so far."""
 
@@ -76,7 +80,9 @@ class Reader:
         with self._lock:
             verdicts = self._attempt("verdicts", self._status.verdicts)
             peers = self._attempt("traffic", self._status.traffic)
+            reach = self._status.reach
             return Readings(
+                reaches=None if reach is None or self._status.probes_trouble else reach(),
                 verdicts=verdicts,
                 peers=peers,
                 total=None if peers is None else self._totals.update(peers),

@@ -26,7 +26,7 @@ from kersey_control.errors import InvalidInputError
 from kersey_control.metrics.certificates import Certificates
 from kersey_control.metrics.collector import StatusCollector
 from kersey_control.metrics.history import History
-from kersey_control.metrics.peers import peer_text
+from kersey_control.metrics.peers import peer_text, reach_text
 from kersey_control.metrics.readings import Reader
 from kersey_control.metrics.resource import Resource
 from kersey_control.metrics.status_page import page_resources
@@ -93,9 +93,11 @@ class Page:
         registry.register(self._process)
         registry.register(StatusCollector(self._status, readings, now=time.monotonic()))
         text = generate_latest(registry)
-        if readings.peers is None:
-            return text
-        return text + peer_text(readings.peers, self._peers).encode()
+        if readings.peers is not None:
+            text += peer_text(readings.peers, self._peers).encode()
+        if readings.reaches is not None:
+            text += reach_text(readings.reaches, self._peers).encode()
+        return text
 
 
 class MetricsServer:

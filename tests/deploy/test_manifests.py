@@ -205,6 +205,8 @@ def test_the_role_allows_what_is_used_and_nothing_else() -> None:
         ("", "nodes", "list"),
         ("", "nodes", "watch"),
         ("", "nodes/status", "patch"),
+        ("", "events", "create"),
+        ("", "events", "patch"),
     }
     assert ("ClusterRole", "kersey") not in chart(example("etcd"))
 

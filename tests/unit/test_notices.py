@@ -70,7 +70,10 @@ def test_each_trouble_is_told_and_its_end_too(
     assert words in message
     watched.status = Status()
     over = Notice(trouble.value[1], f"over: {message}", is_warning=False)
-    assert watched.look(SETTLE + 2, SETTLE + 3) == [over]
+    assert watched.look(SETTLE + 2, SETTLE + 3, SETTLE + 3 * REPEAT) == [over]
+    change(watched.status)
+    later = 4 * REPEAT
+    assert len(watched.look(later, later + SETTLE)) == 1  # as the first time
 
 
 def test_a_node_in_order_has_nothing_to_tell(watched: Watched) -> None:

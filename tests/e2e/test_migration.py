@@ -196,3 +196,5 @@ def test_what_a_node_keeps_of_us_is_what_the_documentation_says(
     left = difference(node_state(one.cni.node), one.before)
     assert list(left) == ["nexthops"]
     assert all(line.startswith("+ id ") for line in left["nexthops"])
+    one.cni.node.namespace.run("ip", "nexthop", "flush", "protocol", "75")
+    assert difference(node_state(one.cni.node), one.before) == {}

@@ -1,5 +1,6 @@
 """Daemons that keep their leases in the Kubernetes API: from node objects to packets."""
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
@@ -58,6 +59,13 @@ def log_of(node: Node) -> str:
 
 def wait_log(node: Node, text: str, timeout: float = 30.0) -> None:
     wait_until(lambda: text in log_of(node), timeout=timeout, what=f"{node.name} logs {text!r}")
+
+
+def cni_subnet(node: Node) -> str:
+    """Return the subnet in the CNI configuration that a node's daemon wrote to its folder."""
+    document = json.loads((node.state_dir / "10-kersey.conflist").read_text())
+    subnet: str = document["plugins"][0]["ipam"]["ranges"][0][0]["subnet"]
+    return subnet
 
 
 def mac_of(node: Node) -> str:
@@ -293,12 +301,14 @@ def test_a_node_that_goes_and_comes_again_is_forgotten_and_reached(network: Kube
 def test_a_node_made_anew_with_another_pod_cidr_moves_there(empty: KubeNetwork, cidr: str) -> None:
     one, two = empty.add_node(ONE), empty.add_node(TWO)
     for node in (one, two):
-        empty.start(node)
+        empty.start(node, f"--cni-conf-dir={node.state_dir}")
     wait_acquainted(empty.cluster)
+    assert cni_subnet(two) == TWO
     empty.api.delete(two.name)
     empty.api.put(two.name, cidr=cidr)
     wait_until(lambda: peer_routes(one) == {cidr}, timeout=60, what="the new subnet is routed")
     wait_log(two, "our subnet is another one now")
+    wait_until(lambda: cni_subnet(two) == cidr, timeout=10, what="new pods get it")
     source, moved = one.add_pod(), two.add_pod()
     assert moved.address in IPv4Network(cidr)
     assert ping(source.namespace, moved.address, timeout=10) is not None

@@ -30,6 +30,15 @@ LATE = "10.244.4.0/24"
 OPTIONS = ("--ip-masq", "--cni-conf-dir=")
 """As the overlay `migration` has them: the CNI configuration stays flannel's."""
 
+KUBE_PROXY = (
+    "iptables -w -t nat -N KUBE-POSTROUTING",
+    "iptables -w -t nat -A POSTROUTING -j KUBE-POSTROUTING",
+    "iptables -w -t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
+    "iptables -w -t nat -A KUBE-POSTROUTING -j MASQUERADE --random-fully",
+)
+"""What kube-proxy has on every node. It also keeps connections tracked while flannel's own chain is
+empty, as it is for a moment at each start of flannel's: without, masqueraded ones can be reset."""
+
 RATE = 100
 FAST = 200
 
@@ -91,6 +100,8 @@ def members(network: KubeNetwork) -> Iterator[list[Member]]:
     with ExitStack() as stack:
         flannels = [FlannelNode(network.add_node(cidr), network.api) for cidr in CIDRS]
         nodes = [cni_node(each, network.cluster) for each in flannels]
+        for node in nodes:
+            node.node.namespace.run("sh", "-ec", "\n".join(KUBE_PROXY))
         for each in (*flannels, *flannels):  # in the second turn all know all
             each.start()
         for node in nodes:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Self
 
+from testbed.errors import ClusterError
 from testbed.namespace import Namespace
 from testbed.waiting import wait_until
 
@@ -65,11 +66,13 @@ class Stream:
         self.stop()
 
     def wait_flowing(self, pieces: int = 20, *, timeout: float = 20.0) -> None:
-        """Return once `pieces` more have come back than now."""
+        """Return once `pieces` more have come back than now. Raises ClusterError if it broke."""
         goal = self._returned + pieces * _PIECE
         wait_until(
             lambda: self._returned >= goal or self._broken, timeout=timeout, what="more of a stream"
         )
+        if self._broken:
+            raise ClusterError(f"a stream broke: {self._broken}")
 
     def stop(self) -> StreamReport:
         """Stop sending, wait for what is under way, and return the report; again, the same one."""

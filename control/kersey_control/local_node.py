@@ -137,7 +137,8 @@ class LocalNode:
                 "a foreign rule stops pod traffic", extra={"rule": hazard.rule, "why": hazard.why}
             )
         self._hazards = found
-        self._status.foreign_rules = {hazard.rule: hazard.why for hazard in found}
+        in_order = sorted(found, key=lambda hazard: hazard.rule)
+        self._status.foreign_rules = {hazard.rule: hazard.why for hazard in in_order}
 
     def _write_subnet_file(self) -> None:
         if self._place is None:

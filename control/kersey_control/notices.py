@@ -13,6 +13,8 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
+from typing import TypeVar
 
 from kersey_control.notice import Notice
 from kersey_control.status import Status
@@ -29,6 +31,7 @@ CLUSTER_RATE = 100.0
 """Notices a second that all nodes together send about one thing that all of them see."""
 
 _SHOWN = 3
+_Name = TypeVar("_Name")
 
 
 class Trouble(Enum):
@@ -54,7 +57,7 @@ def troubles(status: Status) -> dict[Trouble, str]:
         Trouble.START: status.start_trouble,
         Trouble.LEASE: status.lease_trouble,
         Trouble.NODES: _listed(status.skipped),
-        Trouble.PEERS: _listed({str(subnet): why for subnet, why in status.refused.items()}),
+        Trouble.PEERS: _listed(status.refused),
         Trouble.FAST_PATH_OFF: status.fast_path_lack,
         Trouble.FAST_PATH: _listed(status.fast_path_troubles),
         Trouble.FILTERS: _filters(status),
@@ -125,10 +128,8 @@ def _pod_mtu(status: Status) -> str:
     return ""
 
 
-def _listed(found: Mapping[str, str]) -> str:
-    """Return some of them in words, the first by name, and how many there are."""
-    if not found:
-        return ""
-    shown = "; ".join(f"{name}: {found[name]}" for name in sorted(found)[:_SHOWN])
+def _listed(found: Mapping[_Name, str]) -> str:
+    """Return the first of them in words, and how many there are; there may be thousands."""
+    shown = "; ".join(f"{name}: {why}" for name, why in islice(found.items(), _SHOWN))
     more = len(found) - _SHOWN
     return f"{shown}; and {more} more" if more > 0 else shown

@@ -129,20 +129,6 @@ def test_the_schemas_refuse_what_they_should(damage: Callable[[Document], object
         kubernetes_validate.validate(documents["DaemonSet", "kersey"], "1.37", strict=True)
 
 
-def test_the_affinity_for_kube_flannel_is_a_patch_that_leaves_our_nodes() -> None:
-    path = DEPLOY / "kubernetes" / "overlays" / "migration" / "kube-flannel-affinity.yaml"
-    patch = yaml.safe_load(path.read_text())
-    terms = patch["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
-    (term,) = terms["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    ours = example("migration")["nodeSelector"]
-    avoided = {
-        each["key"]: each["values"]
-        for each in term["matchExpressions"]
-        if each["operator"] == "NotIn"
-    }
-    assert avoided == {key: [value] for key, value in ours.items()}
-
-
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_daemon_understands_what_it_is_told(name: str) -> None:
     documents = chart(example(name))
@@ -218,10 +204,10 @@ def test_a_nodes_label_says_whose_it_is(label: str | None, present: set[str]) ->
         wanted = pod.get("nodeSelector", {}).get("network-daemon")
         return wanted is None or wanted == label
 
-    migration = DEPLOY / "kubernetes" / "overlays" / "migration"
-    patch = yaml.safe_load((migration / "kube-flannel-affinity.yaml").read_text())
-    affinity = patch["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
-    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    path = DEPLOY / "kubernetes" / "overlays" / "migration" / "kube-flannel-affinity.yaml"
+    patch = yaml.safe_load(path.read_text())
+    terms = patch["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+    (term,) = terms["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
     (rule,) = (each for each in term["matchExpressions"] if each["key"] == "network-daemon")
     assert rule["operator"] == "NotIn"
     give_back = kustomized(Path("give-back"))["DaemonSet", "kersey-give-back"]

@@ -1,4 +1,4 @@
-"""Pods that come and go on one node, and what they may leave behind: nothing."""
+"""Pods that come and go on nodes, and what they may leave behind: nothing."""
 
 import json
 import os
@@ -10,9 +10,12 @@ from pathlib import Path
 from cni_lab import CniNode, name_told
 from cni_runtime import Container
 from fast_view import fast_path_of, pins_of
+from overlay_view import attached_programs
 
 _ALIVE = 4
 _WEB = 80
+_MAPS = ("pod_ports", "endpoints", "nodes")
+"""The maps whose entries come and go with what they stand for; flows stay until they are old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +24,12 @@ class Footprint:
 
     veths: int
     addresses: int
+    programs: int
     pins: int
     pod_ports: int
     endpoints: int
+    nodes: int
+    queues: int
     nat_rules: int
     routes: int
     neighbours: int
@@ -35,13 +41,14 @@ class Footprint:
         """Count."""
         space, process = each.node.namespace, Path(f"/proc/{each.node.daemon.process.pid}")
         with fast_path_of(each.node) as datapath:
-            ports, endpoints = (list(datapath.maps[m]) for m in ("pod_ports", "endpoints"))
+            entries = {name: len(list(datapath.maps[name])) for name in _MAPS}
         return cls(
             veths=len(each.veths),
             addresses=len(each.runtime.reserved),
             pins=sum(1 for _ in pins_of(each.node).rglob("*")),
-            pod_ports=len(ports),
-            endpoints=len(endpoints),
+            **entries,
+            programs=len(attached_programs(each.node)),
+            queues=len(space.run("tc", "qdisc", "show").stdout.splitlines()),
             nat_rules=len(space.run("iptables", "-t", "nat", "-S").stdout.splitlines()),
             routes=len(json.loads(space.run("ip", "-json", "route", "show").stdout)),
             neighbours=len(_pods_known(space.run("ip", "neigh", "show").stdout)),
@@ -72,7 +79,7 @@ def churn(each: CniNode, target: Container, count: int, *, first: int = 0) -> No
     for number in range(first, first + count):
         ports = {"hostPort": 20000 + number, "containerPort": _WEB, "protocol": "tcp"}
         wanted = {"portMappings": [ports]} if number % 5 == 0 else {}
-        alive.append(each.add(f"churn{number}", **wanted))
+        alive.append(each.add(f"churn{each.node.index}-{number}", **wanted))
         assert name_told(alive[-1].namespace, target.address, _WEB)[0] == target.name
         if len(alive) > _ALIVE:
             each.remove(alive.popleft())

@@ -54,14 +54,13 @@ class KubeNetwork:
         `annotations` are flannel's, without prefix and with `_` for `-`.
         """
         node = self.cluster.add_node()
-        full = {PREFIX + key.replace("_", "-"): value for key, value in annotations.items()}
-        self.api.put(node.name, cidr=cidr, annotations=full)
+        self.api.put(node.name, cidr=cidr, annotations=keyed(annotations))
         return node
 
-    def start(self, node: Node) -> None:
-        """Start the node's daemon."""
+    def start(self, node: Node, *further: str) -> None:
+        """Start the node's daemon, with `further` options behind those of all nodes."""
         url, config = f"--kube-api-url={self.api.url}", f"--net-config-path={self.config_file}"
-        node.daemon.start("--kube-subnet-mgr", url, config, *self._options)
+        node.daemon.start("--kube-subnet-mgr", url, config, *self._options, *further)
 
     def up(self, *cidrs: str) -> tuple[Node, ...]:
         """Return new nodes with these podCIDRs, each ready and with one pod."""
@@ -85,6 +84,11 @@ class KubeNetwork:
         return any(
             (each["type"], each["status"]) == ("NetworkUnavailable", "False") for each in conditions
         )
+
+
+def keyed(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Return annotations by their full keys; given without prefix and with `_` for `-`."""
+    return {PREFIX + key.replace("_", "-"): value for key, value in annotations.items()}
 
 
 def foreign_annotations(address: IPv4Address, mac: str, vni: int = 1) -> dict[str, str]:

@@ -47,7 +47,12 @@ def base() -> Documents:
 
 def overlay(name: str) -> Documents:
     """Return what kustomize makes of an overlay; skips where there is no kustomize 4 or newer."""
-    directory = DEPLOY / "kubernetes" / "overlays" / name
+    return kustomized(Path("overlays", name))
+
+
+def kustomized(folder: Path) -> Documents:
+    """Return what kustomize makes of a folder below deploy/kubernetes; skips as `overlay`."""
+    directory = DEPLOY / "kubernetes" / folder
     done = subprocess.run(
         [*_kustomize(), str(directory)],
         capture_output=True,

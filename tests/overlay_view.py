@@ -63,13 +63,22 @@ from run to run."""
 
 def node_state(node: Node) -> NodeState:
     """Return what the kernel of a node holds: the same after equal work, however it came about."""
-    names = {link["ifindex"]: link["ifname"] for link in ip_json(node, "link")}
     return {
         "devices": [_device_line(link) for link in ip_json(node, "addr")],
-        "programs": node.namespace.call(lambda: _attached(names)),
-        "pins": list(_pins(node, names)),
+        "programs": attached_programs(node),
+        "pins": list(_pins(node, _device_names(node))),
         **{what: _listing(node, command) for what, command in _LISTINGS.items()},
     }
+
+
+def attached_programs(node: Node) -> list[str]:
+    """Return device, hook and name of every program at a hook of a node, whoever put it there."""
+    names = _device_names(node)
+    return node.namespace.call(lambda: _attached(names))
+
+
+def _device_names(node: Node) -> dict[int, str]:
+    return {link["ifindex"]: link["ifname"] for link in ip_json(node, "link")}
 
 
 def _listing(node: Node, command: str) -> list[str]:

@@ -37,6 +37,7 @@ from kersey_control.local_node import LocalNode
 from kersey_control.memory import release_memory
 from kersey_control.monitor import ChangeKind, KernelChange, Monitor, Watched, is_relevant
 from kersey_control.netconfig import NetworkConfig, apply_live, compare, parse_network_config
+from kersey_control.notices import Notices
 from kersey_control.options import Options
 from kersey_control.peers import Peers
 from kersey_control.pod_ports import read_pod_ports
@@ -164,6 +165,7 @@ class Agent:
         fast_path: FastPath | None,
         status: Status,
         service: ServiceManager,
+        notices: Notices,
         inbox: Inbox,
     ) -> None:
         self._options = options
@@ -180,12 +182,12 @@ class Agent:
         self._fast_path = fast_path
         self._status = status
         self._service = service
+        self._notices = notices
         self._inbox = inbox
         self._schedule = Schedule()
         self._stopped = threading.Event()
         self._overlay: Overlay | None = None
         self._reclaiming = False
-        self._trouble = ""
         self._ports_pending = False
         self._routes_pending = False
         self._is_attached = False
@@ -229,7 +231,7 @@ class Agent:
             self._schedule.by(Task.RULES, again)
 
     def _turn(self, running: ExitStack) -> None:
-        """Handle the messages that wait, then the tasks that are due."""
+        """Handle the messages that wait, then the tasks that are due, and tell what came of it."""
         self._status.heartbeat = now = time.monotonic()
         self._service.alive()
         messages = self._wait(self._schedule.delay(now, at_most=TURN))
@@ -245,6 +247,7 @@ class Agent:
             self._status.reconciles.observe("events", time.monotonic() - began)
         for task in self._schedule.take(time.monotonic()):
             self._do(task)
+        self._notices.look(self._status, time.monotonic())
 
     def _wait(self, timeout: float) -> list[Message]:
         """Return all messages that wait, at least one unless `timeout` seconds pass without."""
@@ -406,12 +409,14 @@ class Agent:
         match event:
             case Snapshot(leases, skipped):
                 status.resyncs += 1
+                status.skipped = {}
                 status.store_connected, status.store_trouble = True, ""
                 logger.info("leases read", extra={"leases": len(leases), "skipped": len(skipped)})
                 for record in skipped:
                     self._note(record)
             case Skipped(record, reason):
                 status.skipped_records += 1
+                status.skipped = {**status.skipped, record: reason}
                 logger.warning("record skipped", extra={"record": record, "reason": reason})
             case Lost(reason):
                 status.store_losses += 1
@@ -425,8 +430,13 @@ class Agent:
                 status.store_reconnects += 1
                 status.store_connected, status.store_trouble = True, ""
                 logger.info("lease store answers again")
-            case Changed() | Removed():
-                logger.debug("lease event", extra={"event": type(event).__name__})
+            case Changed(lease):
+                logger.debug("lease event", extra={"event": "Changed"})
+                if lease.node_id in status.skipped:
+                    others = status.skipped.items()
+                    status.skipped = {name: why for name, why in others if name != lease.node_id}
+            case Removed():
+                logger.debug("lease event", extra={"event": "Removed"})
 
     def _become_ready(self) -> None:
         if not self._status.ready:
@@ -505,7 +515,7 @@ class Agent:
         else:
             if moved:
                 logger.info("routes to nodes changed")
-            if moved or self._trouble:
+            if moved or self._status.kernel_trouble:
                 self._schedule.by(Task.REPAIR, now)
 
     def _repair(self, now: float) -> None:
@@ -526,9 +536,9 @@ class Agent:
         if trouble is not None:
             self._postpone_repair(trouble)
             return
-        if self._trouble:
+        if self._status.kernel_trouble:
             logger.info("kernel state is in order again")
-        self._trouble = ""
+        self._status.kernel_trouble = ""
         self._local.check_hazards()
         self._schedule.by(Task.REPAIR, now + self._options.audit_interval)
 
@@ -564,8 +574,8 @@ class Agent:
 
     def _postpone_repair(self, error: KerseyError) -> None:
         self._status.netlink_errors += 1
-        if str(error) != self._trouble:
-            self._trouble = str(error)
+        if str(error) != self._status.kernel_trouble:
+            self._status.kernel_trouble = str(error)
             logger.error("kernel state cannot be put right yet", extra={"reason": str(error)})
         self._schedule.by(Task.REPAIR, time.monotonic() + REPAIR_RETRY)
 
@@ -588,8 +598,10 @@ class Agent:
             logger.error(  # noqa: TRY400  # the operator's mistake, told in words
                 "new network config refused, the last good one stays", extra={"reason": str(error)}
             )
+            self._status.config_trouble = str(error)
             return
         change = compare(self._config, new)
+        self._status.config_trouble = _unfollowed(change.restart)
         if change.live:
             self._config = apply_live(self._config, new)
             self._backend.configure(self._config.backend)
@@ -646,6 +658,11 @@ class Pump:
                 # A defect in a source must not end the daemon: start it over, from a snapshot.
                 logger.exception("watch failed, starting it over")
             self._stop.wait(PUMP_RESTART)
+
+
+def _unfollowed(fields: Sequence[str]) -> str:
+    """Return in words which fields of a config wait for a restart, empty if none does."""
+    return f"changed, but followed at a restart only: {', '.join(fields)}" if fields else ""
 
 
 def _may_be_a_pod(change: KernelChange) -> bool:

@@ -1,4 +1,4 @@
-"""Take out of this node everything that Kersey put there, and nothing else.
+"""Take out of this node everything that Kersey put there, or only what flannel cannot live with.
 
 What is ours is known by its mark, not by what some config says: devices by their alias, routes and
 nexthops by their protocol, rules by flannel's chain and table names. It works without a lease store
@@ -14,6 +14,7 @@ from kersey_loader.remove import detach_everything, remove_pins
 
 from kersey_control.cni import remove_cni_configs
 from kersey_control.errors import KernelError
+from kersey_control.headroom import is_headroom
 from kersey_control.masquerade import remove_all_rules
 from kersey_control.netlink import Links
 from kersey_control.node_identity import NODE_ID_FILE
@@ -51,6 +52,23 @@ def clean_node(
     remove_all_rules()
     yield "masquerade and forward rules"
     yield from _files(subnet_file, state_dir)
+
+
+def release_node(*, bpf_dir: Path, links: Links) -> Iterator[str]:
+    """Leave a network that the kernel carries by itself, and that nothing marks as ours.
+
+    Devices, addresses, routes, rules, `subnet.env` and CNI configuration stay: what flanneld finds
+    when it starts is what it would have made, with nexthop objects below its routes until it
+    replaces them. No packet is lost. Yields a line for each thing removed, raises as `clean_node`.
+    """
+    yield from _fast_path(bpf_dir)
+    for link in links.owned():
+        if is_headroom(link.name):
+            links.delete(link)
+            yield f"device {link.name}"
+        else:
+            links.unmark(link)
+            yield f"the mark of device {link.name}, which stays"
 
 
 def _fast_path(bpf_dir: Path) -> Iterator[str]:

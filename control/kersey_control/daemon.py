@@ -24,7 +24,13 @@ from kersey_control.backends.base import Backend
 from kersey_control.backends.choice import Host, backend_of
 from kersey_control.backends.pumped import PumpOptions
 from kersey_control.backoff import Backoff
-from kersey_control.errors import InvalidInputError, KerseyError, StoreError, UnavailableError
+from kersey_control.errors import (
+    InvalidInputError,
+    KerseyError,
+    NotWantedError,
+    StoreError,
+    UnavailableError,
+)
 from kersey_control.fast_path import FastPath, directory_of, open_fast_path
 from kersey_control.headroom import headroom_name
 from kersey_control.health import HealthServer, HealthState
@@ -37,6 +43,7 @@ from kersey_control.logs import configure_logging
 from kersey_control.netconfig import NetworkConfig, parse_network_config
 from kersey_control.netlink import Links
 from kersey_control.node_identity import node_id, read_machine_id
+from kersey_control.notices import Notices
 from kersey_control.options import Datapath as DatapathChoice
 from kersey_control.options import Options, read_options
 from kersey_control.probes.prober import Prober
@@ -114,7 +121,8 @@ def serve(options: Options) -> None:
         closer.start()
         if options.probe_interval:
             opened.enter_context(Prober(status, options))
-        start = wait_for_start(store, status, stop)
+        notices = Notices(store.tell)
+        start = wait_for_start(store, status, stop, notices)
         if start is not None:
             options = with_public_ip(options, start.known)
             links = opened.enter_context(Links(instance_of(options.subnet_file)))
@@ -132,6 +140,7 @@ def serve(options: Options) -> None:
                 host=host,
                 backend=backend,
                 datapath=datapath,
+                notices=notices,
             ).run()
     logger.info("kerseyd ends, the kernel goes on forwarding")
 
@@ -207,7 +216,9 @@ def _close_at(stop: threading.Event, store: NodeStore) -> None:
     store.close()
 
 
-def wait_for_start(store: NodeStore, status: Status, stop: threading.Event) -> Start | None:
+def wait_for_start(
+    store: NodeStore, status: Status, stop: threading.Event, notices: Notices
+) -> Start | None:
     """Return what the store says once it is enough to start with, None if `stop` came first.
 
     Enough is a valid network config and, where subnets are given, one of that network for us.
@@ -220,6 +231,8 @@ def wait_for_start(store: NodeStore, status: Status, stop: threading.Event) -> S
             start = _read_start(store)
         except (StoreError, InvalidInputError) as error:
             status.store_trouble = str(error)
+            status.start_trouble = "" if isinstance(error, StoreError) else str(error)
+            notices.look(status, time.monotonic())
             # An outage by its kind, since its words differ from try to try; a config by its fault.
             kind = type(error).__name__ if isinstance(error, StoreError) else str(error)
             if kind != reported:
@@ -228,6 +241,7 @@ def wait_for_start(store: NodeStore, status: Status, stop: threading.Event) -> S
             stop.wait(backoff.delay())
         else:
             status.store_connected, status.store_trouble = True, ""
+            status.start_trouble = ""
             return start
     return None
 
@@ -248,6 +262,7 @@ def _prepare(
     host: Host,
     backend: Backend,
     datapath: Datapath | None,
+    notices: Notices,
 ) -> Agent:
     """Choose the uplink, prepare the device, and return the control loop that keeps them."""
     config = start.config
@@ -287,6 +302,7 @@ def _prepare(
         ),
         status=status,
         service=ServiceManager(os.environ),
+        notices=notices,
         inbox=inbox,
     )
 
@@ -314,6 +330,8 @@ def _open_datapath(options: Options, config: NetworkConfig, status: Status) -> D
         if options.datapath is DatapathChoice.BPF:
             raise
         status.datapath, status.datapath_reason = "netlink", str(error)
+        if not isinstance(error, NotWantedError):
+            status.fast_path_lack = f"packets take the kernel's own path: {error}"
     else:
         adopted = "adopted from the last run" if datapath.adopted else "loaded"
         status.datapath, status.datapath_reason = "bpf", adopted

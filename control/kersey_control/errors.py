@@ -57,6 +57,10 @@ class UnavailableError(KerseyError):
     """Report that there is no fast path on this node, with every reason."""
 
 
+class NotWantedError(UnavailableError):
+    """Report that there is no fast path because nobody wants one: by option, or by backend."""
+
+
 class PeerRefusedError(KerseyError):
     """Report that one peer's lease cannot be turned into kernel state; others are untouched."""
 

@@ -21,7 +21,7 @@ from kersey_loader.tunnel import TunnelKind
 from kersey_control import options as asked
 from kersey_control.addresses import mac_bytes
 from kersey_control.backends.base import Backend
-from kersey_control.errors import KernelError, UnavailableError
+from kersey_control.errors import KernelError, NotWantedError, UnavailableError
 from kersey_control.headroom import Headroom
 from kersey_control.instance import instance_of
 from kersey_control.netconfig import (
@@ -71,10 +71,10 @@ def open_fast_path(options: Options, config: NetworkConfig) -> Datapath:
     Raises UnavailableError with every reason why there is no fast path here.
     """
     if options.datapath is asked.Datapath.NETLINK:
-        raise UnavailableError("asked for")
+        raise NotWantedError("asked for")
     kind = _TUNNELS.get(type(config.backend))
     if kind is None:
-        raise UnavailableError("with this backend packets are not ours to carry")
+        raise NotWantedError("with this backend packets are not ours to carry")
     capabilities = probe(options.bpf_dir)
     if not capabilities.available:
         raise UnavailableError("; ".join(capabilities.missing))
@@ -170,6 +170,10 @@ class FastPath:
 
     def follow_ports(self, found: PodPorts) -> None:
         """Serve exactly these pod ports, and give their packets room for our headers."""
+        self._status.pod_mtu, self._status.foreign_filters = (
+            found.largest_mtu,
+            found.foreign_filters,
+        )
         if found.mtu != self._pod_mtu:
             self._pod_mtu = found.mtu
             self._attempt("configure", self._configure)

@@ -13,6 +13,7 @@ from kersey_control.netlink import Links
 
 _LAST_VNI = 0xFFFFFF  # says nothing on the wire: a device that is down binds no port
 _MASK = 0xFFF
+_PREFIX = "kersey-room."
 
 
 class Headroom:
@@ -35,4 +36,9 @@ class Headroom:
 
 def headroom_name(instance: Instance) -> str:
     """Return the device's name, which fits IFNAMSIZ."""
-    return f"kersey-room.{instance & _MASK:03x}"
+    return f"{_PREFIX}{instance & _MASK:03x}"
+
+
+def is_headroom(name: str) -> bool:
+    """Return whether a device of ours is one of these, of whatever instance."""
+    return name.startswith(_PREFIX)

@@ -97,6 +97,7 @@ class LocalNode:
         else:
             if self._troubles.pop(step, None) is not None:
                 logger.info("step works again", extra={"step": step})
+        self._status.setup_troubles = dict(self._troubles)
 
     def _leave_former_network(self) -> None:
         """Remove what belongs to the network that subnet.env, not written anew yet, still names."""
@@ -136,6 +137,8 @@ class LocalNode:
                 "a foreign rule stops pod traffic", extra={"rule": hazard.rule, "why": hazard.why}
             )
         self._hazards = found
+        in_order = sorted(found, key=lambda hazard: hazard.rule)
+        self._status.foreign_rules = {hazard.rule: hazard.why for hazard in in_order}
 
     def _write_subnet_file(self) -> None:
         if self._place is None:

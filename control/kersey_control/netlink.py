@@ -219,6 +219,11 @@ class Links:
             with _request(f"mark device {link.name}"):
                 self._ipr.link("set", index=link.ifindex, ifalias=self._alias)
 
+    def unmark(self, link: Link) -> None:
+        """Have a device be nobody's, so that cleaning up leaves it alone. Raises RequestError."""
+        with _request(f"unmark device {link.name}"):
+            self._ipr.link("set", index=link.ifindex, ifalias="")
+
     def delete(self, link: Link) -> None:
         """Delete a device; one that is gone already is no error. Raises RequestError."""
         try:

@@ -37,6 +37,7 @@ _RTA_DST, _RTA_OIF = 1, 4
 _TABLE_MAIN = 254
 
 _CLSACT = "clsact"
+_FILTER = "filter "
 _PLAIN_QUEUES = frozenset(("noqueue", "pfifo_fast", "fq_codel", "mq", _CLSACT))
 """What a device has by itself or as the system's default; clsact only holds filters."""
 
@@ -46,12 +47,20 @@ class PodPorts:
     """The pod ports and, where pods are bridged, their bridge; `mtu` is the smallest of all.
 
     Those in `shaped`, with what shapes them, are left to the stack and not in `ports`.
+    `largest_mtu` is that of a port, shaped or not, 0 where there is none.
     """
 
     ports: frozenset[int]
     bridge: Device | None
     mtu: int | None
+    largest_mtu: int = 0
     shaped: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def foreign_filters(self) -> frozenset[str]:
+        """Return the kinds of filters of someone else on pod ports."""
+        found = (why for why in self.shaped.values() if why.startswith(_FILTER))
+        return frozenset(why.removeprefix(_FILTER) for why in found)
 
 
 def find_pod_ports(
@@ -76,7 +85,12 @@ def find_pod_ports(
         and ((bridge is not None and device.master == bridge.ifindex) or device.ifindex in routed)
     ]
     mtus = [device.mtu for device in ports] + ([bridge.mtu] if bridge else [])
-    return PodPorts(frozenset(port.ifindex for port in ports), bridge, min(mtus, default=None))
+    return PodPorts(
+        ports=frozenset(port.ifindex for port in ports),
+        bridge=bridge,
+        mtu=min(mtus, default=None),
+        largest_mtu=max((port.mtu for port in ports), default=0),
+    )
 
 
 def read_pod_ports(
@@ -111,7 +125,7 @@ def set_apart_shaped(
 
 def find_shapers(qdiscs: Iterable[Qdisc], filters: Iterable[Filter]) -> dict[int, str]:
     """Return what shapes or filters packets of a device, by ifindex, in words."""
-    shapers = {each.ifindex: f"filter {each.kind}" for each in filters if not each.is_ours}
+    shapers = {each.ifindex: f"{_FILTER}{each.kind}" for each in filters if not each.is_ours}
     queues = (each for each in qdiscs if each.kind not in _PLAIN_QUEUES)
     return shapers | {each.ifindex: f"qdisc {each.kind}" for each in queues}
 

@@ -41,6 +41,8 @@ class Status:
 
     datapath: str = "netlink"
     datapath_reason: str = ""
+    fast_path_lack: str = ""
+    """Why there is no fast path where one was wanted."""
     backend: str = ""
     device: str = ""
     """The overlay device's name, empty where the backend has none."""
@@ -50,13 +52,27 @@ class Status:
     subnet: IPv4Network | None = None
     uplink: Uplink | None = None
     mtu: int = 0
+    pod_mtu: int = 0
+    """The largest MTU of a pod port; 0 without pods, or without a fast path."""
     lease_expires_at: float | None = None
     """Seconds since the epoch; None for a reservation, or before the first lease."""
     store_connected: bool = False
     store_trouble: str = "not connected yet"
     store_lost_at: float = field(default_factory=time.monotonic)
     """When the store last stopped answering; the start, until it did so for the first time."""
+    start_trouble: str = ""
+    """What the store still lacks for us to start with, such as a podCIDR."""
     lease_trouble: str = ""
+    config_trouble: str = ""
+    """What of the network config in the store is not followed, and why."""
+    kernel_trouble: str = ""
+    """Why uplink, device or peers cannot be put right."""
+    setup_troubles: Mapping[str, str] = field(default_factory=dict)
+    """Why steps of our own part of the overlay fail: rules, subnet.env, CNI configuration."""
+    foreign_rules: Mapping[str, str] = field(default_factory=dict)
+    """Rules of others that stop pods' packets, each with the reason."""
+    foreign_filters: frozenset[str] = frozenset()
+    """Kinds of filters of someone else for which pod ports are left to the stack."""
     leases: Counter[str] = field(default_factory=Counter)
     """Leases of other nodes by backend type."""
     peers_desired: int = 0
@@ -66,6 +82,8 @@ class Status:
     peers: tuple[PeerState, ...] = ()
     """All but the leases that cannot be peers at all; those are in `refused` alone."""
     skipped_records: int = 0
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Records that cannot be read, or cannot be right, since the last snapshot."""
     resyncs: int = 0
     store_losses: int = 0
     store_reconnects: int = 0

@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from kersey_control import __version__
+from kersey_control.cli.schema import CleanupFlags
 from kersey_control.flags import parse_flags
 from kersey_control.netconfig import parse_network_config
 from kersey_control.options import Options, parse_options
@@ -28,6 +29,7 @@ from manifests import (
     daemon_arguments,
     example,
     keyed,
+    kustomized,
     overlay,
     pod_spec,
 )
@@ -127,20 +129,6 @@ def test_the_schemas_refuse_what_they_should(damage: Callable[[Document], object
         kubernetes_validate.validate(documents["DaemonSet", "kersey"], "1.37", strict=True)
 
 
-def test_the_affinity_for_kube_flannel_is_a_patch_that_leaves_our_nodes() -> None:
-    path = DEPLOY / "kubernetes" / "overlays" / "migration" / "kube-flannel-affinity.yaml"
-    patch = yaml.safe_load(path.read_text())
-    terms = patch["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
-    (term,) = terms["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    ours = example("migration")["nodeSelector"]
-    avoided = {
-        each["key"]: each["values"]
-        for each in term["matchExpressions"]
-        if each["operator"] == "NotIn"
-    }
-    assert avoided == {key: [value] for key, value in ours.items()}
-
-
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_daemon_understands_what_it_is_told(name: str) -> None:
     documents = chart(example(name))
@@ -191,6 +179,46 @@ def test_the_clean_up_reaches_the_same_folders() -> None:
     assert cleaned <= host_paths(base(), "kersey")
 
 
+def test_the_step_back_to_flannel_is_the_clean_up_that_keeps_the_network() -> None:
+    document = kustomized(Path("give-back"))["DaemonSet", "kersey-give-back"]
+    for version in KUBERNETES:
+        kubernetes_validate.validate(document, version, strict=True)
+    (cleanup,) = keyed([CLEANUP.read_text()]).values()
+    assert document["spec"]["selector"] != cleanup["spec"]["selector"]
+    spec = document["spec"]["template"]["spec"]
+    (step,) = spec["initContainers"]
+    assert step["args"][:2] == ["kersey", "cleanup"]
+    assert parse_flags(CleanupFlags, step["args"][2:], {}).values.keep_network
+    only_as_told = cleanup["spec"]["template"]["spec"]
+    step["args"] = only_as_told["initContainers"][0]["args"]
+    del spec["nodeSelector"]["network-daemon"]
+    assert spec == only_as_told
+
+
+@pytest.mark.parametrize(
+    ("label", "present"),
+    [(None, {"flannel"}), ("kersey", {"kersey"}), ("leaving", {"give-back"})],
+)
+def test_a_nodes_label_says_whose_it_is(label: str | None, present: set[str]) -> None:
+    def wants(pod: Document) -> bool:
+        wanted = pod.get("nodeSelector", {}).get("network-daemon")
+        return wanted is None or wanted == label
+
+    path = DEPLOY / "kubernetes" / "overlays" / "migration" / "kube-flannel-affinity.yaml"
+    patch = yaml.safe_load(path.read_text())
+    terms = patch["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+    (term,) = terms["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    (rule,) = (each for each in term["matchExpressions"] if each["key"] == "network-daemon")
+    assert rule["operator"] == "NotIn"
+    give_back = kustomized(Path("give-back"))["DaemonSet", "kersey-give-back"]
+    found = {
+        "flannel": label not in rule["values"],
+        "kersey": wants(pod_spec(overlay("migration"))),
+        "give-back": wants(give_back["spec"]["template"]["spec"]),
+    }
+    assert {name for name, is_there in found.items() if is_there} == present
+
+
 def test_the_role_allows_what_is_used_and_nothing_else() -> None:
     rules = base()["ClusterRole", "kersey"]["rules"]
     allowed = {
@@ -205,6 +233,8 @@ def test_the_role_allows_what_is_used_and_nothing_else() -> None:
         ("", "nodes", "list"),
         ("", "nodes", "watch"),
         ("", "nodes/status", "patch"),
+        ("", "events", "create"),
+        ("", "events", "patch"),
     }
     assert ("ClusterRole", "kersey") not in chart(example("etcd"))
 

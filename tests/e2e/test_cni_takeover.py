@@ -1,40 +1,15 @@
 """Pods of a node that was flannel's: they live on, and are deleted rightly by ours."""
 
-import json
 from ipaddress import IPv4Network
-from pathlib import Path
 
 from cni_lab import CniNode
 from cni_runtime import CniRuntime
+from flannel_node import CNI_NAME, write_cni_config
 from overlay_view import SUBNETS, overlay_link, ready
-from testbed import Cluster, Node, Vtep, icmp_probe, make_vtep, ping
+from testbed import Cluster, Node, Vtep, clean, icmp_probe, make_vtep, ping
 
 FLANNELS = IPv4Network("10.244.255.0/24")
 OTHERS = IPv4Network("10.244.254.0/24")
-NAME = "10-flannel.conflist"
-
-
-def write_flannels(folder: Path, subnet: IPv4Network) -> str:
-    """Write what flannel's plugin hands on to `bridge`; the plugin itself is in no distribution."""
-    ipam = {
-        "type": "host-local",
-        "ranges": [[{"subnet": str(subnet)}]],
-        "routes": [{"dst": "10.244.0.0/16"}],
-    }
-    bridge = {
-        "type": "bridge",
-        "hairpinMode": True,
-        "isDefaultGateway": True,
-        "isGateway": True,
-        "ipMasq": False,
-        "mtu": 1450,
-        "ipam": ipam,
-    }
-    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-    document = {"name": "cbr0", "cniVersion": "0.3.1", "plugins": [bridge, portmap]}
-    folder.mkdir()
-    (folder / NAME).write_text(json.dumps(document))
-    return json.dumps(document)
 
 
 def test_flannels_pods_outlive_the_change_and_the_way_back(cluster: Cluster) -> None:
@@ -45,8 +20,8 @@ def test_flannels_pods_outlive_the_change_and_the_way_back(cluster: Cluster) -> 
         cluster.etcd.put(SUBNETS + end.lease_key, end.lease_value)
         end.add_peer(subnet=peer.subnet, address=peer.node.address, mac=peer.mac)
     folder = taken.state_dir / "net.d"
-    before = write_flannels(folder, FLANNELS)
-    options = ("--ip-masq", f"--cni-conf-dir={folder}", f"--cni-conf-name={NAME}")
+    before = write_cni_config(folder, FLANNELS)
+    options = ("--ip-masq", f"--cni-conf-dir={folder}", f"--cni-conf-name={CNI_NAME}")
     runtime = CniRuntime(taken.namespace, conf_dir=folder, state=taken.state_dir / "cni")
     node = CniNode(taken, runtime, cluster.switch, options)
     target = other.add_pod()
@@ -65,28 +40,20 @@ def test_flannels_pods_outlive_the_change_and_the_way_back(cluster: Cluster) -> 
         node.remove(old)
         assert node.runtime.reserved == [str(young.address)]
         taken.daemon.stop()
-        taken.namespace.run(
-            cluster.kersey,
-            "cleanup",
-            f"--subnet-file={taken.daemon.subnet_file}",
-            f"--state-dir={taken.state_dir}",
-            f"--bpf-dir={taken.bpf_dir}",
-            f"--cni-conf-dir={folder}",
-        )
-        assert [path.name for path in folder.iterdir()] == [NAME]
-        assert (folder / NAME).read_text() == before
+        clean(taken, cluster, f"--cni-conf-dir={folder}")
+        assert [path.name for path in folder.iterdir()] == [CNI_NAME]
+        assert (folder / CNI_NAME).read_text() == before
     finally:
         node.close()
     assert node.runtime.reserved == []
 
 
 def test_a_node_given_back_to_flannel_hears_nodes_that_come_later(cluster: Cluster) -> None:
-    """By way of --datapath=netlink: programs that nobody tells of new nodes drop their packets."""
+    """Programs that nobody tells of new nodes would drop their packets."""
     ready(cluster, "--ip-masq", nodes=1)
     (ours,) = cluster.nodes
-    ours.daemon.restart("--ip-masq", "--datapath=netlink")
-    ours.daemon.wait_ready()
     ours.daemon.stop()
+    clean(ours, cluster, "--keep-network")
     late = cluster.add_node()
     theirs = make_vtep(late, OTHERS)
     here = Vtep(ours, ours.pod_subnet().gateway.network, mac=mac_of(ours))

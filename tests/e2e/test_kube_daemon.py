@@ -1,12 +1,13 @@
 """Daemons that keep their leases in the Kubernetes API: from node objects to packets."""
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
-from kube_network import KubeNetwork, foreign_annotations
+from kube_network import KubeNetwork, foreign_annotations, keyed
 from manifests import base
 from overlay_view import ip_json, overlay_link, peer_routes, subnet_of
 from testbed import (
@@ -60,6 +61,13 @@ def wait_log(node: Node, text: str, timeout: float = 30.0) -> None:
     wait_until(lambda: text in log_of(node), timeout=timeout, what=f"{node.name} logs {text!r}")
 
 
+def cni_subnet(node: Node) -> str:
+    """Return the subnet in the CNI configuration that a node's daemon wrote to its folder."""
+    document = json.loads((node.state_dir / "10-kersey.conflist").read_text())
+    subnet: str = document["plugins"][0]["ipam"]["ranges"][0][0]["subnet"]
+    return subnet
+
+
 def mac_of(node: Node) -> str:
     link = overlay_link(node)
     assert link is not None
@@ -95,20 +103,81 @@ def test_all_pods_reach_each_other_on_the_fast_path(empty: KubeNetwork) -> None:
         assert empty.says(node, "backend-data") == data
 
 
-def test_the_role_in_the_manifests_gives_what_daemons_ask_for_and_no_more(
-    network: KubeNetwork,
-) -> None:
-    asked = {
-        (seen.verb, "nodes/status" if seen.path.endswith("/status") else "nodes")
+def events_of(network: KubeNetwork, node: Node) -> dict[str, tuple[str, int]]:
+    """Return of each reason the last message about a node, and how often it came."""
+    return {
+        event["reason"]: (event["message"], event["count"])
+        for event in network.api.events
+        if event["involvedObject"]["name"] == node.name
+    }
+
+
+def wait_event(network: KubeNetwork, node: Node, reason: str, *, count: int = 1) -> str:
+    """Return the message of an event once it came so often."""
+    wait_until(
+        lambda: events_of(network, node).get(reason, ("", 0))[1] == count,
+        timeout=30,
+        what=f"{node.name}: event {reason}",
+    )
+    return events_of(network, node)[reason][0]
+
+
+def asked_of(network: KubeNetwork) -> set[tuple[str, str]]:
+    """Return verb and resource of every request so far, as RBAC names them."""
+    return {
+        (
+            seen.verb,
+            next(
+                (kind for kind in ("nodes/status", "events") if kind.split("/")[-1] in seen.path),
+                "nodes",
+            ),
+        )
         for seen in network.api.requests
     }
+
+
+def test_trouble_becomes_events_and_the_role_in_the_manifests_allows_that_and_no_more(
+    network: KubeNetwork,
+) -> None:
+    one, two = network.cluster.nodes
+    for count in (1, 2):
+        one.namespace.ip("link set eth0 mtu 1400")
+        message = wait_event(network, one, "PodMtuTooLarge", count=count)
+        assert message.startswith("pods have MTU 1450, the overlay carries 1350")
+        one.namespace.ip("link set eth0 mtu 1500")
+        wait_event(network, one, "PodMtuFits", count=count)
+    assert events_of(network, two) == {}
     given = {
         (verb, resource)
         for rule in base()["ClusterRole", "kersey"]["rules"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    assert asked == given
+    assert asked_of(network) == given
+
+
+def test_nodes_that_claim_what_is_ours_are_named_in_events(network: KubeNetwork) -> None:
+    one, two = network.cluster.nodes
+    for name, cidr, address, mac in (
+        ("twin", ONE, IPv4Address("198.18.0.77"), "0e:2a:00:00:00:77"),
+        ("double", THREE, one.address, "0e:2a:00:00:00:78"),
+    ):
+        network.api.put(name, cidr=cidr, annotations=keyed(foreign_annotations(address, mac)))
+    assert "node twin: podCIDR: got '10.244.1.0/24'" in wait_event(network, one, "NodeIgnored")
+    assert f"{THREE}: node: got our own address" in wait_event(network, one, "PeersRefused")
+    assert peer_routes(one) == {TWO}
+    network.api.delete("double")
+    wait_event(network, one, "PeersProgrammed")
+    assert "PeersRefused" not in events_of(network, two)
+
+
+def test_a_node_without_a_fast_path_says_so_in_an_event(empty: KubeNetwork) -> None:
+    wished, node = empty.add_node(ONE), empty.add_node(TWO)
+    empty.start(wished, "--datapath=netlink")
+    wished.daemon.wait_ready()
+    empty.start(node, "--bpf-dir=/proc/nowhere")
+    assert "packets take the kernel's own path" in wait_event(empty, node, "FastPathOff")
+    assert events_of(empty, wished) == {}
 
 
 def test_the_daemon_is_kept_free_of_what_only_etcd_needs(network: KubeNetwork) -> None:
@@ -179,8 +248,10 @@ def test_a_node_without_a_pod_cidr_waits_for_one(network: KubeNetwork) -> None:
     assert overlay_link(node) is None
     assert network.says(node, "public-ip") is None
     assert not network.is_available(node)
+    assert "podCIDR: got ''" in wait_event(network, node, "CannotStart")
     network.api.put(node.name, cidr=THREE)
     node.daemon.wait_ready()
+    wait_event(network, node, "Started")
     assert subnet_of(node) == THREE
     assert ping(one.pods[0].namespace, node.add_pod().address, timeout=10) is not None
 
@@ -230,12 +301,14 @@ def test_a_node_that_goes_and_comes_again_is_forgotten_and_reached(network: Kube
 def test_a_node_made_anew_with_another_pod_cidr_moves_there(empty: KubeNetwork, cidr: str) -> None:
     one, two = empty.add_node(ONE), empty.add_node(TWO)
     for node in (one, two):
-        empty.start(node)
+        empty.start(node, f"--cni-conf-dir={node.state_dir}")
     wait_acquainted(empty.cluster)
+    assert cni_subnet(two) == TWO
     empty.api.delete(two.name)
     empty.api.put(two.name, cidr=cidr)
     wait_until(lambda: peer_routes(one) == {cidr}, timeout=60, what="the new subnet is routed")
     wait_log(two, "our subnet is another one now")
+    wait_until(lambda: cni_subnet(two) == cidr, timeout=10, what="new pods get it")
     source, moved = one.add_pod(), two.add_pod()
     assert moved.address in IPv4Network(cidr)
     assert ping(source.namespace, moved.address, timeout=10) is not None

@@ -1,4 +1,4 @@
-"""A Kubernetes API server as far as nodes go, over real HTTP and TLS, and everything it does wrong.
+"""A Kubernetes API server as far as nodes and events go, by HTTP and TLS, and all it does wrong.
 
 It keeps nodes, revisions and the history of changes as etcd behind an API server does: lists are
 consistent over their pages, a watch starts behind any revision that was not compacted away, patches
@@ -26,6 +26,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 Json = dict[str, Any]
 PATCH_TYPE = "application/strategic-merge-patch+json"
+OBJECT_TYPE = "application/json"
 PREFIX = "flannel.alpha.coreos.com/"
 TOKEN_TYPE = "Bearer"  # noqa: S105  # the scheme, not a token
 POLL = 0.02
@@ -89,6 +90,7 @@ class ApiServer:
         self._speaks = threading.Event()
         self._speaks.set()
         self.pods: dict[tuple[str, str], str] = {}
+        self._events: dict[str, Json] = {}
         self.requests: list[Seen] = []
         self.streams = 0
         """Watches that are open now."""
@@ -182,6 +184,17 @@ class ApiServer:
     def nodes(self) -> dict[str, Json]:
         with self._changed:
             return deepcopy(self._nodes)
+
+    @property
+    def events(self) -> list[Json]:
+        """All events, the oldest first."""
+        with self._changed:
+            return deepcopy(list(self._events.values()))
+
+    def expire_events(self) -> None:
+        """Forget all events, as an API server does an hour after each came last."""
+        with self._changed:
+            self._events.clear()
 
     @property
     def revision(self) -> int:
@@ -382,6 +395,27 @@ class ApiServer:
         with self._changed:
             self.streams += by
 
+    def create_event(self, namespace: str, event: Json) -> Json:
+        """Take in an event; refuse what an API server refuses of one about a node."""
+        name, about = event["metadata"]["name"], event["involvedObject"]
+        if event["metadata"]["namespace"] != namespace or len(event["message"].encode()) > 1024:
+            raise RefusalError(422, "invalid")
+        if about.get("namespace", "default") != namespace:
+            raise RefusalError(422, "involvedObject.namespace: does not match event.namespace")
+        with self._changed:
+            if name in self._events:
+                raise RefusalError(409, f'events "{name}" already exists')
+            self._events[name] = event
+        return event
+
+    def patch_event(self, name: str, patch: Json) -> Json:
+        """Merge into an event, of which only single values are ever patched."""
+        with self._changed:
+            if name not in self._events:
+                raise RefusalError(404, f'events "{name}" not found')
+            self._events[name] |= patch
+            return deepcopy(self._events[name])
+
     def get(self, name: str) -> Json:
         with self._changed:
             if name not in self._nodes:
@@ -470,6 +504,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PATCH(self) -> None:
         self._serve(self.rfile.read(int(self.headers["Content-Length"])))
 
+    def do_POST(self) -> None:
+        self.do_PATCH()
+
     def _serve(self, body: bytes) -> None:
         api, url = self.server.api, urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
@@ -508,11 +545,28 @@ class _Handler(BaseHTTPRequestHandler):
                 if seen.content_type != PATCH_TYPE:
                     raise RefusalError(415, seen.content_type)
                 self._send(200, json.dumps(api.patch(name, json.loads(seen.body))).encode())
+            case ["api", "v1", "namespaces", space, "events", *rest], _:
+                self._answer_about_events(api, seen, space, rest)
             case ["api", "v1", "namespaces", space, "pods", pod], "get":
                 if (space, pod) not in api.pods:
                     raise RefusalError(404, f'pods "{pod}" not found')
                 spec = {"nodeName": api.pods[space, pod]}
                 self._send(200, json.dumps({"kind": "Pod", "spec": spec}).encode())
+            case _:
+                raise RefusalError(404, f"no such path: {self.path}")
+
+    def _answer_about_events(
+        self, api: ApiServer, seen: Seen, space: str, names: list[str]
+    ) -> None:
+        wanted = OBJECT_TYPE if seen.verb == "create" else PATCH_TYPE
+        if seen.content_type != wanted:
+            raise RefusalError(415, seen.content_type)
+        document = json.loads(seen.body)
+        match names, seen.verb:
+            case [], "create":
+                self._send(201, json.dumps(api.create_event(space, document)).encode())
+            case [name], "patch" if space == "default":
+                self._send(200, json.dumps(api.patch_event(name, document)).encode())
             case _:
                 raise RefusalError(404, f"no such path: {self.path}")
 
@@ -573,15 +627,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.settimeout(None)
 
 
+_WRITES = {"PATCH": "patch", "POST": "create"}
+
+
 def _verb(command: str, path: list[str], query: dict[str, str]) -> str:
-    if command == "PATCH":
-        return "patch"
+    if command in _WRITES:
+        return _WRITES[command]
     if path[-1] != "nodes":
         return "get"
     return "watch" if query.get("watch") == "true" else "list"
 
 
 def _resource(path: list[str]) -> str:
-    if "pods" in path:
-        return "pods"
+    for kind in ("pods", "events"):
+        if kind in path:
+            return kind
     return "nodes/status" if path[-1] == "status" else "nodes"

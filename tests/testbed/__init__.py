@@ -16,7 +16,8 @@ from testbed.node import Node, Pod, PodSubnet
 from testbed.probe import Probe, ProbeReport, icmp_probe, udp_probe
 from testbed.process import Process
 from testbed.reach import Reach, ordered_pairs, ping, reachability
-from testbed.told import fast_packets, told_by, wait_acquainted
+from testbed.stream import Stream, StreamReport, tcp_stream
+from testbed.told import clean, fast_packets, told_by, wait_acquainted
 from testbed.transfer import transfer
 from testbed.vtep import Vtep, make_vtep
 from testbed.waiting import wait_until
@@ -40,12 +41,15 @@ __all__ = [
     "ProbeReport",
     "Process",
     "Reach",
+    "Stream",
+    "StreamReport",
     "Vtep",
     "WireError",
     "WireFormat",
     "WirePacket",
     "WireTally",
     "WireWatch",
+    "clean",
     "fast_packets",
     "icmp_probe",
     "make_vtep",
@@ -53,6 +57,7 @@ __all__ = [
     "ping",
     "reachability",
     "tally",
+    "tcp_stream",
     "told_by",
     "transfer",
     "udp_probe",

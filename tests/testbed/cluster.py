@@ -77,8 +77,11 @@ class Cluster:
         return switch
 
     def _add_link(self, switch: Namespace, link: Link) -> None:
+        # With a MAC of its own: it would else take the lowest of its ports, and be another host to
+        # all who know it whenever a node comes.
+        mac = f"0e:00:c6:12:{link.number >> 8:02x}:{link.number & 0xFF:02x}"
         switch.ip(
-            f"link add {link.bridge} mtu {self._mtu} type bridge",
+            f"link add {link.bridge} address {mac} mtu {self._mtu} type bridge",
             f"link set {link.bridge} up",
             f"addr add {link.gateway}/{link.network.prefixlen} dev {link.bridge}",
         )

@@ -45,9 +45,14 @@ class Namespace:
         self.close()
 
     @property
+    def path(self) -> Path:
+        """The file that stands for it."""
+        return _NAMED / self.name
+
+    @property
     def exists(self) -> bool:
         """Whether the name still stands for a namespace."""
-        return (_NAMED / self.name).exists()
+        return self.path.exists()
 
     def close(self) -> None:
         """Remove the name; the kernel frees devices and routes once the last process is gone."""
@@ -84,7 +89,7 @@ class Namespace:
         return visitor.result()
 
     def _enter(self) -> None:
-        descriptor = os.open(_NAMED / self.name, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if _libc.setns(descriptor, _CLONE_NEWNET):
                 number = ctypes.get_errno()

@@ -20,6 +20,16 @@ def told_by(node: Node, cluster: Cluster) -> dict[str, Any]:
     return told
 
 
+def clean(node: Node, cluster: Cluster, *flags: str) -> str:
+    """Run `kersey cleanup` on a node, with `flags` besides its folders; return what it printed."""
+    folders = (
+        f"--subnet-file={node.daemon.subnet_file}",
+        f"--state-dir={node.state_dir}",
+        f"--bpf-dir={node.bpf_dir}",
+    )
+    return node.namespace.run(cluster.kersey, "cleanup", *folders, *flags).stdout
+
+
 def wait_acquainted(cluster: Cluster) -> None:
     """Return once every daemon is ready and has a way to every other node.
 

@@ -66,13 +66,19 @@ class Vtep:
 def make_vtep(node: Node, subnet: IPv4Network, *, vni: int = 1, port: int = 8472) -> Vtep:
     """Return the tunnel end on `node`; its pods get addresses from `subnet` from now on."""
     vtep = Vtep(node, subnet, mac=f"0e:00:00:00:01:{node.index:02x}", vni=vni, port=port)
-    node.namespace.ip(
-        f"link add {vtep.device} address {vtep.mac} type vxlan id {vni} dev eth0"
-        f" local {node.address} dstport {port} nolearning",
-        f"addr add {subnet.network_address}/32 dev {vtep.device}",
-        f"link set {vtep.device} up",
-    )
+    make_device(vtep)
     # The kernel has given the device what the uplink leaves after the tunnel's headers.
     mtu = int(node.namespace.run("cat", f"/sys/class/net/{vtep.device}/mtu").stdout)
     node.use_subnet(PodSubnet(IPv4Interface(f"{subnet[1]}/{subnet.prefixlen}"), mtu))
     return vtep
+
+
+def make_device(vtep: Vtep) -> None:
+    """Make the device of a tunnel end as flannel does, with its address, and set it up."""
+    node = vtep.node
+    node.namespace.ip(
+        f"link add {vtep.device} address {vtep.mac} type vxlan id {vtep.vni} dev eth0"
+        f" local {node.address} dstport {vtep.port} nolearning",
+        f"addr add {vtep.subnet.network_address}/32 dev {vtep.device}",
+        f"link set {vtep.device} up",
+    )

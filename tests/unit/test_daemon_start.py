@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
-from kersey_control import daemon
+from kersey_control import daemon, notices
 from kersey_control.daemon import open_store, wait_for_start, with_public_ip
 from kersey_control.errors import InvalidInputError, StoreUnavailableError
 from kersey_control.events import StoreEvent
 from kersey_control.netconfig import NetworkConfig
+from kersey_control.notice import Notice
+from kersey_control.notices import Notices
 from kersey_control.options import parse_options
 from kersey_control.status import Status
 from kersey_control.subnets.base import Claim, OwnLease, Remembered
@@ -31,6 +33,7 @@ class SlowStore:
         self._status = status
         self._answers = iter(answers)
         self.seen: list[tuple[bool, str]] = []
+        self.told: list[Notice] = []
 
     def read_config(self) -> bytes:
         self.seen.append((self._status.store_connected, self._status.store_trouble))
@@ -44,6 +47,9 @@ class SlowStore:
 
     def announce_network(self) -> None:
         raise NotImplementedError
+
+    def tell(self, notice: Notice) -> None:
+        self.told.append(notice)
 
     def close(self) -> None:
         raise NotImplementedError
@@ -65,6 +71,7 @@ class SlowStore:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "START_RETRY_INITIAL", 0.001)
     monkeypatch.setattr(daemon, "START_RETRY_CAP", 0.002)
+    monkeypatch.setattr(notices, "SETTLE", 0.0)
 
 
 def test_the_start_waits_for_the_api_and_for_a_subnet_inside_of_the_network(
@@ -79,7 +86,7 @@ def test_the_start_waits_for_the_api_and_for_a_subnet_inside_of_the_network(
         Remembered(subnet=IPv4Network("10.245.1.0/24")),
         GIVEN,
     )
-    start = wait_for_start(store, status, threading.Event())
+    start = wait_for_start(store, status, threading.Event(), Notices(store.tell))
     assert start is not None
     assert start.known is GIVEN
     assert (start.config.network, start.config.subnet_len) == (IPv4Network("10.244.0.0/16"), 26)
@@ -93,13 +100,15 @@ def test_the_start_waits_for_the_api_and_for_a_subnet_inside_of_the_network(
     assert (status.store_connected, status.store_trouble) == (True, "")
     told = [record for record in caplog.records if record.message == "cannot start yet, waiting"]
     assert len(told) == 3  # the second try without an answer is the same trouble
+    (notice,) = store.told  # of the store's silence nobody can be told
+    assert notice == Notice("CannotStart", troubles[2], is_warning=True)
 
 
 def test_the_end_is_not_held_up_by_the_wait() -> None:
     status, stop = Status(), threading.Event()
     store = SlowStore(status)
     stop.set()
-    assert wait_for_start(store, status, stop) is None
+    assert wait_for_start(store, status, stop, Notices(store.tell)) is None
     assert store.seen == []
 
 

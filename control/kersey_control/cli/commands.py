@@ -155,5 +155,9 @@ COMMANDS: Mapping[str, Command[Any]] = {
         '/_kersey".\nfish: kersey completion fish > ~/.config/fish/completions/kersey.fish.',
         choices=SHELLS,
     ),
-    "cleanup": Command("remove everything of Kersey from this node", CleanupFlags, _cleanup),
+    "cleanup": Command(
+        "remove everything of Kersey from this node, or only what flannel has no use for",
+        CleanupFlags,
+        _cleanup,
+    ),
 }

@@ -170,3 +170,10 @@ class CleanupFlags(FileFlags):
     cni_conf_dir: Path = flag(
         PATH, default="/etc/cni/net.d", group=FILES, help="the daemon's --cni-conf-dir", own=True
     )
+    keep_network: bool = flag(
+        BOOLEAN,
+        default="false",
+        group=SELECTION,
+        help="take only the programs off: devices, routes, rules and files stay for flannel",
+        own=True,
+    )

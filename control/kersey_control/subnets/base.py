@@ -21,6 +21,7 @@ from kersey_control.events import (
 )
 from kersey_control.lease import Lease
 from kersey_control.netconfig import NetworkConfig
+from kersey_control.notice import Notice
 
 __all__ = [
     "Changed",
@@ -126,6 +127,13 @@ class NodeStore(SubnetStore, Protocol):
 
     def announce_network(self) -> None:
         """Have the cluster know that this node's pods have their network. Returns at once."""
+        ...
+
+    def tell(self, notice: Notice) -> None:
+        """Have the cluster's operators see it, where the store has a place for that.
+
+        Returns at once. What cannot be written soon is lost.
+        """
         ...
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ from kersey_control.lease import (
     subnet_key,
 )
 from kersey_control.netconfig import NetworkConfig
+from kersey_control.notice import Notice
 from kersey_control.subnets.base import Claim, OwnLease, Remembered
 from kersey_control.subnets.etcd_client import EtcdClient, Listing, Record, Span, Update
 from kersey_control.subnets.etcd_options import EtcdOptions, key_prefix
@@ -120,6 +121,9 @@ class EtcdStore:
 
     def announce_network(self) -> None:
         """Do nothing: nobody asks etcd whether a node is up."""
+
+    def tell(self, notice: Notice) -> None:
+        """Do nothing: nobody reads etcd for news. The log and the metrics have them."""
 
     def acquire(self, claim: Claim, config: NetworkConfig) -> OwnLease:
         """Take, or take back, a subnet for this node, in flannel's order (see allocate).

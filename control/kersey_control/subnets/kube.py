@@ -3,8 +3,8 @@
 A node's subnet is its podCIDR, which Kubernetes gives and never takes away: nothing is chosen here
 and nothing expires. What peers must know stands in annotations of the node. It promises to write
 nothing but those annotations and the NetworkUnavailable condition of our own node, both through
-`nodes/status`, and only where they differ; that one node which cannot be read harms no other; and
-that the network config, a file, is read without asking the API server.
+`nodes/status`, and only where they differ, and events about it; that one node which cannot be read
+harms no other; and that the network config, a file, is read without asking the API server.
 """
 
 import logging
@@ -28,8 +28,10 @@ from kersey_control.errors import (
 )
 from kersey_control.events import Lost, Restored, StoreEvent
 from kersey_control.netconfig import NetworkConfig
+from kersey_control.notice import Notice
 from kersey_control.subnets.base import Claim, OwnLease, Remembered
 from kersey_control.subnets.kube_access import find_access
+from kersey_control.subnets.kube_events import EventWriter
 from kersey_control.subnets.kube_http import KubeClient, Request
 from kersey_control.subnets.kube_node import (
     Change,
@@ -65,6 +67,7 @@ class KubeStore:
     def __init__(self, options: KubeOptions) -> None:
         self._options = options
         self._client = KubeClient(find_access(options))
+        self._events = EventWriter(self._client, self._node_name)
         self._name = options.node if isinstance(options.node, str) else ""
         self._own: Own | None = None
         self._last_config: bytes | None = None
@@ -181,6 +184,10 @@ class KubeStore:
                 target=self._clear_condition, name="node-condition", daemon=True
             ).start()
 
+    def tell(self, notice: Notice) -> None:
+        """Have the notice written as an event of our node, or lost. Returns at once."""
+        self._events.tell(notice)
+
     def _publish(self, claim: Claim, own: OwnNode) -> OwnLease:
         """Bring our node's annotations to our claim, and take what the server made of them."""
         written = self._written(claim, own)
@@ -239,9 +246,12 @@ class KubeStore:
         return decode_own(self._client.ask(request), self._options.keys)
 
     def _own_path(self) -> str:
+        return f"/api/v1/nodes/{quote(self._node_name(), safe='')}"
+
+    def _node_name(self) -> str:
         if not self._name:
             self._name = self._ask_node_name()
-        return f"/api/v1/nodes/{quote(self._name, safe='')}"
+        return self._name
 
     def _ask_node_name(self) -> str:
         """Return the name of the node that our pod runs on."""

@@ -54,6 +54,9 @@ MAX_MESSAGE = 64 << 10
 PIECE = 64 << 10
 MAX_RETRY_AFTER = 60
 PATCH_TYPE = "application/strategic-merge-patch+json"
+OBJECT_TYPE = "application/json"
+_METHODS = {"create": "POST", "patch": "PATCH"}
+"""HTTP's word for a verb; all others only read."""
 _KEEPALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -68,6 +71,10 @@ class HistoryLostError(StoreError):
     """Report that the server cannot go on from where we were. List again."""
 
 
+class NotFoundError(StoreRefusedError):
+    """Report that there is no such object, or not any more."""
+
+
 class BusyError(StoreUnavailableError):
     """Report that the server cannot serve now; it wants to be left alone for some seconds."""
 
@@ -80,6 +87,7 @@ _ERRORS: dict[int, type[StoreError]] = {
     HTTPStatus.UNAUTHORIZED: StoreAuthError,
     HTTPStatus.FORBIDDEN: StoreAuthError,
     HTTPStatus.REQUEST_TIMEOUT: StoreUnavailableError,
+    HTTPStatus.NOT_FOUND: NotFoundError,
     HTTPStatus.CONFLICT: StoreConflictError,
     HTTPStatus.GONE: HistoryLostError,
 }
@@ -91,7 +99,7 @@ class _GivenUpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: verb and resource as RBAC names them, the target, and what to patch."""
+    """One request: verb and resource as RBAC names them, the target, and what to write there."""
 
     verb: str
     resource: str
@@ -105,7 +113,7 @@ class Request:
         """Return the request as it goes over the wire."""
         host = f"[{access.host}]" if ":" in access.host else access.host
         lines = [
-            f"{'PATCH' if self.body else 'GET'} {access.path}{self.target} HTTP/1.1",
+            f"{_METHODS.get(self.verb, 'GET')} {access.path}{self.target} HTTP/1.1",
             f"Host: {host}:{access.port}",
             f"User-Agent: kersey/{__version__}",
             "Accept: application/json",
@@ -114,7 +122,8 @@ class Request:
         if authorization:
             lines.append(f"Authorization: {authorization}")
         if self.body:
-            lines += [f"Content-Type: {PATCH_TYPE}", f"Content-Length: {len(self.body)}"]
+            kind = PATCH_TYPE if self.verb == "patch" else OBJECT_TYPE
+            lines += [f"Content-Type: {kind}", f"Content-Length: {len(self.body)}"]
         return "\r\n".join([*lines, "", ""]).encode() + self.body
 
 
@@ -219,7 +228,7 @@ class Connection:
             if renewed != shown:
                 self.close()
                 response = self._send(request, renewed)
-        if response.status == HTTPStatus.OK:
+        if response.status in (HTTPStatus.OK, HTTPStatus.CREATED):
             return response
         with self._translated(request):
             body = response.read(MAX_MESSAGE)

@@ -30,11 +30,10 @@ def texts_of(bundled: Distribution) -> list[str]:
 
 def licence_of(bundled: Distribution) -> str:
     """Return the licence's name as the package gives it. ValueError where it names none."""
-    fields = bundled.metadata
-    name = fields.get("License-Expression") or fields.get("License") or ""
-    if not name:
-        raise ValueError(f"{fields['Name']} names no licence")
-    return str(name).splitlines()[0]
+    for field in ("License-Expression", "License"):
+        if field in bundled.metadata:
+            return bundled.metadata[field].splitlines()[0]
+    raise ValueError(f"{bundled.name} names no licence")
 
 
 def paragraphs(folder: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from overlay_view import ready
-from testbed import Cluster, Node, wait_until
+from testbed import Cluster, Node, told_by, wait_acquainted
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "vagrant-check"
 
@@ -58,9 +58,9 @@ def restarts(nodes: dict[str, Node], folder: Path, *, options: tuple[str, ...]) 
 def machines(cluster: Cluster, folder: Path, *options: str) -> Iterator[str]:
     """Start two nodes with a pod each; yield the transport to them as `a` and `b`."""
     ready(cluster, *options, nodes=2)
+    wait_acquainted(cluster)
     nodes = dict(zip("ab", cluster.nodes, strict=True))
     for name, node in nodes.items():
-        wait_until(lambda node=node: knows_other(node, cluster), timeout=30, what="a peer")  # type: ignore[misc]
         as_machine(node, cluster, folder / name)
     cases = " ".join(f"{name}) node={node.namespace.name} ;;" for name, node in nodes.items())
     # A /run for each, as machines have; the namespaces' names stay.
@@ -76,13 +76,18 @@ def machines(cluster: Cluster, folder: Path, *options: str) -> Iterator[str]:
         yield f"{folder}/transport %s"
 
 
-def knows_other(node: Node, cluster: Cluster) -> bool:
-    told = node.namespace.run(cluster.kersey, "status", "--json", f"--state-dir={node.state_dir}")
-    return bool(json.loads(told.stdout)["peers"]["programmed"] == 1)
-
-
 def check(transport: str, *options: str) -> tuple[int, list[dict[str, Any]]]:
-    command = [SCRIPT, "--ssh", transport, "--json", "--seconds", "2", "--timeout", "60", *options]
+    command: list[str | Path] = [
+        SCRIPT,
+        "--ssh",
+        transport,
+        "--json",
+        "--seconds",
+        "1",
+        "--timeout",
+        "60",
+        *options,
+    ]
     done = subprocess.run(
         [*command, "a", "b"], capture_output=True, text=True, timeout=170, check=False
     )
@@ -96,10 +101,10 @@ def test_all_is_well_on_two_nodes_whose_daemons_are_restarted_meanwhile(
 ) -> None:
     requires("iperf3")
     with machines(cluster, tmp_path, "--datapath=bpf") as transport:
-        before = [node.daemon.pid for node in cluster.nodes]
+        before = [told_by(node, cluster)["pid"] for node in cluster.nodes]
         status, rows = check(transport)
         assert status == 0, rows
-        assert not set(before) & {node.daemon.pid for node in cluster.nodes}
+        assert not set(before) & {told_by(node, cluster)["pid"] for node in cluster.nodes}
     figures = {(row["check"], row["where"].split()[0]): row["figures"] for row in rows}
     assert [row["check"] for row in rows] == [
         *["ready"] * 2, "reach", *["fast path"] * 2, *["restart"] * 2, *["speed"] * 2

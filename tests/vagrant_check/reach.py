@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from statistics import median
 
-from vagrant_check.machine import MachineError
 from vagrant_check.node import Node, Pod
 from vagrant_check.row import Row
 
@@ -50,8 +49,6 @@ def _pings_from(node: Node, pairs: Sequence[Pair]) -> dict[Pair, float]:
         average = _AVERAGE.search(summary)
         if average is not None and number.isdigit():
             found[ours[int(number)]] = float(average[1])
-    if ours and not found:
-        raise MachineError(f"{node.machine.name}: not one ping from its pods was answered")
     return found
 
 

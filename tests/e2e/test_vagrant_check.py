@@ -128,7 +128,7 @@ def test_pods_that_are_cut_off_are_named_and_fail_it(cluster: Cluster, tmp_path:
     assert not reach["ok"]
     assert one.pods[0].namespace.name in reach["result"]
     assert next(row for row in rows if row["check"] == "ready")["ok"]
-    assert next(row for row in rows if row["check"] == "restart")["ok"] is False
+    assert rows[-1] is reach  # loads between them would tell nothing
 
 
 def test_a_machine_that_does_not_answer_is_a_failed_row(tmp_path: Path) -> None:

@@ -119,3 +119,12 @@ def pod_spec(documents: Documents) -> Document:
     """Return the DaemonSet's pod."""
     spec: Document = documents["DaemonSet", "kersey"]["spec"]["template"]["spec"]
     return spec
+
+
+def granted_capabilities() -> list[str]:
+    """Return what the overlay `unprivileged` adds, by Kubernetes' names."""
+    patch = DEPLOY / "kubernetes" / "overlays" / "unprivileged" / "daemonset.yaml"
+    (container,) = yaml.safe_load(patch.read_text())["spec"]["template"]["spec"]["containers"]
+    capabilities = container["securityContext"]["capabilities"]
+    assert capabilities["drop"] == ["ALL"]
+    return [str(name) for name in capabilities["add"]]

@@ -76,6 +76,8 @@ def _fast_path(bpf_dir: Path) -> Iterator[str]:
     try:
         detached = detach_everything()
         unpinned = remove_pins(bpf_dir)
+        with suppress(OSError):  # absent, or with pins of others
+            bpf_dir.rmdir()
     except LoaderError as error:
         raise KernelError(str(error)) from error
     if detached:

@@ -52,6 +52,9 @@ missing_test_packages() {
 	[ -x /usr/lib/cni/bridge ] || echo containernetworking-plugins
 	has promtool || echo prometheus # the server too, which scrapes the testbed
 	has chromium || echo chromium # shows the status page
+	has vagrant || echo vagrant # validates the Vagrantfile; Ruby comes with it
+	[ -e /usr/share/vagrant-plugins/plugins.d/vagrant-libvirt.json ] || echo vagrant-libvirt
+	has systemd-analyze || echo systemd # verifies the units
 }
 
 missing_bench_packages() {
@@ -112,7 +115,14 @@ make_venv() {
 	[ "$1" != test ] || wanted="${repo}[test]"
 	"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 -e "$wanted" >&2 ||
 		die 1 "pip could not install Kersey"
+	[ "$1" != test ] || make_wheels
 	stamp_of "$1" >"$venv/.kersey-stamp"
+}
+
+# What the tests build the Debian package of: their namespaces have no network.
+make_wheels() {
+	rm -rf -- "$venv/wheels"
+	"$repo/deploy/image/build-wheels" "$venv/wheels" >&2 || die 1 "pip could not build the wheels"
 }
 
 # Everything the demo needs; with `test` or `bench`, everything the tests or the benchmark need.

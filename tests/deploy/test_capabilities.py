@@ -4,22 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
-from manifests import DEPLOY
+from manifests import granted_capabilities
 from overlay_view import ready
 from testbed import Cluster, ping
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
-
-PATCH = DEPLOY / "kubernetes" / "overlays" / "unprivileged" / "daemonset.yaml"
-
-
-def granted() -> list[str]:
-    """Return what the overlay adds, in setpriv's words."""
-    (container,) = yaml.safe_load(PATCH.read_text())["spec"]["template"]["spec"]["containers"]
-    capabilities = container["securityContext"]["capabilities"]
-    assert capabilities["drop"] == ["ALL"]
-    return [str(name).lower() for name in capabilities["add"]]
 
 
 def confined(folder: Path, kerseyd: Path, capabilities: list[str]) -> Path:
@@ -37,7 +26,7 @@ def confined(folder: Path, kerseyd: Path, capabilities: list[str]) -> Path:
 @pytest.mark.parametrize(
     ("capabilities", "datapath"),
     [
-        pytest.param(granted(), "bpf", id="overlay"),
+        pytest.param([name.lower() for name in granted_capabilities()], "bpf", id="overlay"),
         pytest.param(["net_admin"], "netlink", id="net_admin"),
     ],
 )

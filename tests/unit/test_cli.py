@@ -15,7 +15,8 @@ from kersey_control.cli import text
 from kersey_control.cli.config import unknown_names
 from kersey_control.cli.flows import Wanted, reason
 from kersey_control.cli.schema import FlowsFlags
-from kersey_control.cli.status import share, status_lines
+from kersey_control.cli.share import fast_and_slow, share_text
+from kersey_control.cli.status import status_lines
 from kersey_control.errors import AlreadyRunningError, InvalidInputError, KerseyError
 from kersey_control.flags import UsageError, flags_of, parse_flags
 from kersey_control.lock import sole_user
@@ -255,8 +256,8 @@ VERDICTS = {
 
 
 def test_the_share_counts_each_packet_between_nodes_once() -> None:
-    assert share(VERDICTS) == "90.0 % of 100 packets"
-    assert share({}) == "no packets yet"
+    assert share_text(*fast_and_slow(VERDICTS)) == "90.0 % of 100 packets"
+    assert share_text(*fast_and_slow({})) == "no packets yet"
 
 
 def told(**fields: Any) -> ToldStatus:

@@ -2,9 +2,10 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from kersey_control.cli.command import NodeFlags
+from kersey_control.cli.share import fast_and_slow, share_text
 from kersey_control.cli.text import print_json, remaining
 from kersey_control.doctor.finding import listed
 from kersey_control.errors import KernelError
@@ -40,7 +41,8 @@ def status_lines(told: ToldStatus, *, now: float) -> Iterator[tuple[str, str]]:
     yield "daemon", f"kerseyd {told.version}, {ready}, pid {told.pid}"
     yield "datapath", f"{told.datapath.mode}: {told.datapath.reason}"
     if told.fast_path is not None:
-        yield "fast path", f"{share(told.fast_path.verdicts)}, admission {told.options.admission}"
+        share = share_text(*fast_and_slow(told.fast_path.verdicts))
+        yield "fast path", f"{share}, admission {told.options.admission}"
         forged = sum(forged_among(told.fast_path.verdicts).values())
         if forged:
             yield "forged", f"{forged:,} tunnel packets so far (kersey drops shows them live)"
@@ -63,21 +65,6 @@ def status_lines(told: ToldStatus, *, now: float) -> Iterator[tuple[str, str]]:
         yield "failing", f"and {len(peers.refused) - _MOST_PEERS} more (kersey peers)"
     for what, why in _warnings(told):
         yield "warning", f"{what}: {why}"
-
-
-def share(verdicts: Mapping[str, Mapping[str, int]]) -> str:
-    """Return which part of the packets between nodes took the fast path, both directions."""
-    sent, received = verdicts.get("from_pod", {}), verdicts.get("from_uplink", {})
-    fast = sent.get("fast", 0) + received.get("fast", 0)
-    slow = sum(
-        count
-        # A tunnel's own device, and the uplink where the way is direct.
-        for program in ("to_overlay", "to_uplink", "from_uplink")
-        for verdict, count in verdicts.get(program, {}).items()
-        if verdict not in {"unrelated", "fast"}
-    )
-    total = fast + slow
-    return f"{100 * fast / total:.1f} % of {total:,} packets" if total else "no packets yet"
 
 
 def _store(told: ToldStatus) -> str:

@@ -9,8 +9,12 @@ import shutil
 from collections.abc import Callable, Generator, Iterator
 from itertools import count
 
+import hypothesis
 import pytest
 from testbed import Cluster
+
+hypothesis.settings.register_profile("kersey", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("kersey")
 
 _MISSING = "missing:"
 _ROOT_DIRECTORIES = ("netns", "programs", "e2e")

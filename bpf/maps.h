@@ -27,6 +27,12 @@ PINNED_MAP("hash", __be32, u32, nodes);
  * could; readable by TC programs since 5.4.
  */
 PINNED_MAP("devmap", u32, u32, pod_ports);
+
+/*
+ * The same for those of them that take redirected frames: whose peer has GRO
+ * or an XDP program.
+ */
+PINNED_MAP("devmap", u32, u32, redirect_ports);
 PINNED_MAP("lru_hash", __be32, struct endpoint, endpoints);
 
 PINNED_MAP("lru_hash", struct flow_key, struct flow, flows);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Wire formats: Ethernet (IEEE 802.3), IPv4 (RFC 791), TCP (RFC 9293), UDP
- * (RFC 768), VXLAN (RFC 7348). Multi-byte fields are in network byte order;
- * constants are converted at compile time, packets never. Only what a program
- * reads or writes has a name. No maps, no functions with effects.
+ * Wire formats: Ethernet (IEEE 802.3), VLAN tags (802.1Q), IPv4 (RFC 791), TCP
+ * (RFC 9293), UDP (RFC 768), VXLAN (RFC 7348). Multi-byte fields are in network
+ * byte order; constants are converted at compile time, packets never. Only what
+ * a program reads or writes has a name. No maps, no functions with effects.
  */
 #pragma once
 
@@ -17,6 +17,8 @@
 
 #define ETHERTYPE_IPV4 be16(0x0800)
 #define ETHERTYPE_IPV6 be16(0x86dd)
+#define ETHERTYPE_VLAN be16(0x8100)
+#define ETHERTYPE_QINQ be16(0x88a8)
 #define IPPROTO_IPIP 4
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
@@ -45,6 +47,12 @@
 struct ethernet {
 	u8 dst[6];
 	u8 src[6];
+	__be16 type;
+} __attribute__((packed));
+
+/* IEEE 802.1Q, behind an Ethernet header that has a VLAN's type. */
+struct vlan {
+	__be16 tag;
 	__be16 type;
 } __attribute__((packed));
 

@@ -19,6 +19,13 @@ enum spoof_check {
 	SPOOF_DROP = 2,
 };
 
+/* What the XDP program on the uplink is there for, besides checking senders. */
+enum wire_duty {
+	WIRE_ATTACHED = 1,     /* it is on cfg's uplink: its mark is believed */
+	WIRE_DECAPSULATES = 2, /* it opens packets of admitted flows */
+	WIRE_REDIRECTS = 4,    /* it hands direct peers' packets to pods */
+};
+
 /* cfg[0]. Written by user space only. */
 struct config {
 	u64 max_age;        /* jiffies until a direction is witnessed again */
@@ -40,8 +47,11 @@ struct config {
 	u8 spoof;           /* enum spoof_check */
 	u8 vtep_mac[6];
 	u16 hertz;          /* jiffies a second; for user space */
-	u16 reserved;
+	u8 wire;            /* enum wire_duty, added up; 0: no XDP program */
+	u8 reserved;
 	u32 carrier;        /* ifindex of a proxy's TUN device; 0: none */
+	u32 overlay;        /* ifindex of the overlay device; 0: none */
+	u32 unused;
 };
 
 /*

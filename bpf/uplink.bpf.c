@@ -10,29 +10,26 @@
  * outer source: nothing in it shows which node sent it, as in any routed
  * network, and no sender is checked. Else the same is done with it.
  *
- * Packets that are neither are not touched and not counted.
+ * A packet that wire (wire.bpf.c) took the tunnel's headers off is judged once
+ * more, since flows end at any moment. One that is not fast after all goes into
+ * the stack by the overlay device, as the kernel's own tunnel would have it.
+ *
+ * Packets that are none of these are not touched and not counted.
  */
-#include "flow.h"
+#include "receive.h"
 #include "lib/rewrite.h"
 #include "lib/routes.h"
 #include "report.h"
 
-#define ETHERTYPE_VLAN be16(0x8100)
-#define ETHERTYPE_QINQ be16(0x88a8)
 #define PACKET_HOST 0
 #define PACKET_OTHERHOST 3
-
-/*
- * Frames are padded to 60 bytes; one that had a VLAN tag may be to 64. The IP
- * layer of whoever gets it cuts that off.
- */
-#define PADDED 64
 
 /* What is known of a packet from the wire. */
 struct arrival {
 	const struct peer *peer; /* of the source; NULL: a node for itself */
 	struct flow *flow;       /* where it is fast */
-	bool plain;              /* without a tunnel */
+	bool plain;              /* without a tunnel's headers */
+	bool opened;             /* since wire took them off */
 	bool whole;              /* the proxy's device could take it */
 	u32 length;              /* of the inner packet, in bytes */
 };
@@ -52,39 +49,6 @@ static __always_inline void pull_headers(struct __sk_buff *skb)
 
 	if (linear < want && !skb->gso_size)
 		bpf_skb_pull_data(skb, want);
-}
-
-/*
- * Whether outer may send packets of inner_src. UNDECIDED: yes, and *peer is
- * the lease's, or NULL where the node speaks for itself.
- */
-static __always_inline enum verdict
-judge_sender(const struct config *config, __be32 outer, __be16 inner_type,
-	     __be32 inner_src, const struct peer **peer)
-{
-	const struct peer *owner;
-
-	if (inner_type == ETHERTYPE_IPV4) {
-		owner = peer_of(config, inner_src);
-		if (owner && (owner->node == outer ||
-			      owner->previous_node == outer)) {
-			*peer = owner;
-			return UNDECIDED;
-		}
-	}
-	if (!nodes.lookup(&outer))
-		return VERDICT_UNKNOWN_NODE;
-	/* A tag could hide an IPv4 packet that the stack would still take. */
-	if (inner_type == ETHERTYPE_VLAN || inner_type == ETHERTYPE_QINQ)
-		return VERDICT_HIDDEN_SOURCE;
-	if (inner_type != ETHERTYPE_IPV4)
-		return VERDICT_NOT_IPV4;
-	if (inner_src == outer)
-		return VERDICT_NODE;
-	/* peer_index has as many entries as the network has subnets. */
-	return subnet_index(config, inner_src) < config->subnets ?
-		       VERDICT_FOREIGN_SOURCE :
-		       VERDICT_OUTSIDE_SOURCE;
 }
 
 /*
@@ -135,22 +99,6 @@ judge_unusual(struct __sk_buff *skb, const struct config *config,
 					      VERDICT_TRUNCATED;
 }
 
-/*
- * Looked up once a jiffy and flow: what was sent to a pod is lost anyway in the
- * moment in which it goes, and none with its address can be up so soon.
- */
-static __always_inline bool is_port_alive(struct flow *flow)
-{
-	u32 port = flow->ingress_port, now = bpf_jiffies64();
-
-	if (flow->port_alive == now)
-		return true;
-	if (!pod_ports.lookup(&port))
-		return false;
-	flow->port_alive = now;
-	return true;
-}
-
 /* What the outer headers say of an inner packet of this length. */
 static __always_inline bool
 lengths_agree(const struct __sk_buff *skb, const struct tunnel_headers *headers,
@@ -159,14 +107,6 @@ lengths_agree(const struct __sk_buff *skb, const struct tunnel_headers *headers,
 	return skb->len == inner_len + TUNNEL_TEMPLATE &&
 	       headers->ip.total_len == be16((u16)(inner_len + TUNNEL_ROOM)) &&
 	       tunnel_length_is_right(&headers->body, inner_len);
-}
-
-static __always_inline bool plain_length_agrees(const struct __sk_buff *skb,
-						u16 packet_len)
-{
-	u32 length = packet_len + sizeof(struct ethernet);
-
-	return skb->len == length || (skb->len > length && skb->len <= PADDED);
 }
 
 /*
@@ -206,26 +146,9 @@ judge_ingress_size(const struct __sk_buff *skb, const struct config *config,
 		   const struct packet *packet)
 {
 	if (headers ? !lengths_agree(skb, headers, packet->total_len) :
-		      !plain_length_agrees(skb, packet->total_len))
+		      !plain_length_agrees(skb->len, packet->total_len))
 		return VERDICT_LENGTH;
 	return fits(skb, packet, config->pod_mtu) ? UNDECIDED : VERDICT_TOO_BIG;
-}
-
-/* FAST: arrival->flow is set. */
-static __always_inline enum verdict
-judge_ingress_flow(const struct config *config, struct flow_key *key,
-		   const struct packet *packet, struct arrival *arrival)
-{
-	struct flow *flow = flows.lookup(key);
-	enum verdict verdict;
-
-	if (!flow)
-		return VERDICT_NOT_ADMITTED;
-	verdict = admitted(config, flow, flow->ingress_kind, packet);
-	if (verdict != VERDICT_FAST)
-		return verdict;
-	arrival->flow = flow;
-	return is_port_alive(flow) ? VERDICT_FAST : VERDICT_PORT_GONE;
 }
 
 /*
@@ -238,7 +161,7 @@ judge_inner(struct __sk_buff *skb, const struct config *config,
 	    struct arrival *arrival)
 {
 	const void *end = (void *)(long)skb->data_end;
-	int extra_hops = headers ? TUNNEL_HOPS - 1 : 0;
+	int extra_hops = headers || arrival->opened ? TUNNEL_HOPS - 1 : 0;
 	struct packet packet = {};
 	struct flow_key key;
 	enum verdict verdict;
@@ -272,7 +195,8 @@ judge_inner(struct __sk_buff *skb, const struct config *config,
 			  VERDICT_CONGESTION :
 		  headers && is_datagrams(skb, packet.protocol) ?
 			  VERDICT_DATAGRAMS :
-			  judge_ingress_flow(config, &key, &packet, arrival);
+			  judge_ingress_flow(config, &key, &packet,
+					     &arrival->flow);
 	if (verdict != VERDICT_FAST)
 		sight(config, &key, &packet, INGRESS, 0);
 	return verdict;
@@ -294,7 +218,7 @@ static __always_inline enum verdict judge_plain(struct __sk_buff *skb,
 		return VERDICT_UNRELATED;
 	arrival->plain = true;
 	arrival->length = host16(ip->total_len);
-	if (!arrival->peer->direct)
+	if (!arrival->peer->direct && !arrival->opened)
 		return VERDICT_NOT_TUNNELLED;
 	return judge_inner(skb, config, ip, NULL, arrival);
 }
@@ -349,6 +273,14 @@ judge_tunnelled(struct __sk_buff *skb, const struct config *config,
 	return verdict;
 }
 
+static __always_inline bool is_opened(const struct __sk_buff *skb,
+				      const struct config *config,
+				      const struct tunnel_headers *headers)
+{
+	return TUNNEL_ROOM && config->wire && is_from_wire(&headers->ethernet) &&
+	       skb->ifindex == config->uplink;
+}
+
 /* UNRELATED: not the overlay's. Else: *arrival is set. */
 static __always_inline enum verdict judge_received(struct __sk_buff *skb,
 						   const struct config *config,
@@ -361,23 +293,22 @@ static __always_inline enum verdict judge_received(struct __sk_buff *skb,
 	headers = (void *)(long)skb->data;
 	if ((void *)&headers->body + TUNNEL_HEAD > (void *)(long)skb->data_end)
 		return judge_unusual(skb, config, arrival);
-	verdict = judge_tunnelled(skb, config, headers, arrival);
+	arrival->opened = is_opened(skb, config, headers);
+	verdict = arrival->opened ?
+			  VERDICT_UNRELATED :
+			  judge_tunnelled(skb, config, headers, arrival);
 	return verdict == VERDICT_UNRELATED ?
 		       judge_plain(skb, config, &headers->ip, arrival) :
 		       verdict;
-}
-
-static __always_inline bool is_forged(enum verdict verdict)
-{
-	return verdict >= VERDICT_UNKNOWN_NODE;
 }
 
 /* As the pod gets it. False: the kernel refuses, and the packet is as it was. */
 static __always_inline bool take_out(struct __sk_buff *skb,
 				     const struct arrival *arrival)
 {
-	return arrival->plain ? plain_pop(skb, arrival->flow) :
-				tunnel_pop(skb, arrival->flow);
+	return arrival->opened ? plain_pop(skb, arrival->flow, TUNNEL_HOPS) :
+	       arrival->plain  ? plain_pop(skb, arrival->flow, 1) :
+				 tunnel_pop(skb, arrival->flow);
 }
 
 static __always_inline int deliver(struct __sk_buff *skb,
@@ -404,6 +335,16 @@ static __always_inline int hand_over(struct __sk_buff *skb,
 	return bpf_redirect(config->carrier, BPF_F_INGRESS);
 }
 
+/* To the stack, by the overlay device, whose headers are off already. */
+static __always_inline int enter_overlay(struct __sk_buff *skb,
+					 const struct config *config)
+{
+	if (!plain_strip(skb, config))
+		return TO_STACK;
+	skb->mark = 0;
+	return bpf_redirect(config->overlay, BPF_F_INGRESS);
+}
+
 /* What is not fast: dropped if its sender may not send it, else the stack's. */
 static __always_inline int
 leave_received(struct __sk_buff *skb, const struct config *config,
@@ -417,14 +358,16 @@ leave_received(struct __sk_buff *skb, const struct config *config,
 		return TO_STACK;
 	count_verdict(PROGRAM_FROM_UPLINK, verdict);
 	report(skb, PROGRAM_FROM_UPLINK, verdict, dropped,
-	       sizeof(struct ethernet), !arrival->plain);
+	       sizeof(struct ethernet), !arrival->plain && !arrival->opened);
 	if (forged)
 		return dropped ? DROP : TO_STACK;
 	if (traffic)
 		count_traffic(&traffic->slow_received_packets,
 			      &traffic->slow_received_bytes, skb->gso_segs,
 			      arrival->length);
-	return arrival->whole ? hand_over(skb, config) : TO_STACK;
+	return arrival->opened ? enter_overlay(skb, config) :
+	       arrival->whole  ? hand_over(skb, config) :
+				 TO_STACK;
 }
 
 int from_uplink(struct __sk_buff *skb)
@@ -439,7 +382,7 @@ int from_uplink(struct __sk_buff *skb)
 	    skb->pkt_type == PACKET_OTHERHOST)
 		return TO_STACK;
 	verdict = judge_received(skb, config, &arrival);
-	if (verdict == VERDICT_UNRELATED)
+	if (verdict == VERDICT_UNRELATED && !arrival.opened)
 		return TO_STACK;
 	if (arrival.peer)
 		traffic = traffic_of(arrival.peer);

@@ -13,6 +13,7 @@ enum program {
 	PROGRAM_FROM_UPLINK = 2,
 	PROGRAM_TO_OVERLAY = 3,
 	PROGRAM_TO_UPLINK = 4,
+	PROGRAM_WIRE = 5,
 };
 
 enum verdict {
@@ -69,6 +70,9 @@ enum verdict {
 	VERDICT_CHANGED, /* TOS or TTL differ from what the way explains */
 	VERDICT_OTHER_GATEWAY, /* leaves towards another than the lease's node */
 
+	/* Its headers are off; the next program judges what was inside. */
+	VERDICT_DECAPSULATED,
+
 	/* Dropped if cfg says so: a sender that may not send this. */
 	VERDICT_UNKNOWN_NODE,    /* outer source serves no lease */
 	VERDICT_FOREIGN_SOURCE,  /* inner source is of another node's lease */
@@ -101,7 +105,7 @@ static __always_inline void count_verdict(enum program program,
 	u32 index = program << VERDICT_BITS | verdict;
 	u64 *count = verdicts.lookup(&index);
 
-	/* Per CPU, and TC programs do not nest on one: no atomic needed. */
+	/* Per CPU, and the programs do not nest on one: no atomic needed. */
 	if (count)
 		*count += 1;
 }

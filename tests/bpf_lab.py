@@ -19,6 +19,7 @@ from kersey_loader import bpf
 from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
 from kersey_loader.layout import (
     Admission,
+    Config,
     Endpoint,
     Flow,
     FlowKey,
@@ -26,6 +27,7 @@ from kersey_loader.layout import (
     Sighting,
     SpoofCheck,
     Verdict,
+    WireDuty,
 )
 from kersey_loader.view import View, open_view
 from kersey_loader.watch import ANYWHERE, Wanted, Watch, open_watch
@@ -60,11 +62,28 @@ class Action(IntEnum):
     REDIRECT = 7
 
 
+class XdpAction(IntEnum):
+    """What the XDP program can return."""
+
+    DROP = 1
+    PASS = 2
+    REDIRECT = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that a program did with one packet."""
+    """All that a TC program did with one packet."""
 
     action: Action
+    packet: bytes
+    counted: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WireOutcome:
+    """The same of the XDP program."""
+
+    action: XdpAction
     packet: bytes
     counted: tuple[Verdict, ...]
 
@@ -102,6 +121,7 @@ class Lab:
         self.wire = wire
         self.uplink = _ifindex("up0")
         self.port, self.other_port = _ifindex("pod0"), _ifindex("pod1")
+        self.overlay = _ifindex("overlay0")
         self.config = DatapathConfig(
             uplink=self.uplink,
             node=IPv4Address(NODE),
@@ -109,11 +129,12 @@ class Lab:
             mtu=MTU,
             pod_mtu=MTU,
             tunnel=wire.tunnel,
+            overlay=self.overlay,
         )
 
     def reset(self) -> None:
         """Forget flows, sightings and endpoints; default configuration, peers and pod ports."""
-        for name in ("flows", "sightings", "endpoints", "pod_ports"):
+        for name in ("flows", "sightings", "endpoints", "pod_ports", "redirect_ports"):
             for key in list(self.datapath.maps[name]):
                 self.datapath.maps[name].delete(key)
         self.datapath.configure(self.config)
@@ -126,10 +147,22 @@ class Lab:
         self.datapath.replace_peers((*(tunnelled if self.wire.tunnel else ()), direct))
         for port in (self.port, self.other_port):
             self.live(port)
+        self.charge(WireDuty(0))
 
     def live(self, port: int) -> None:
         """Let flows of a port be fast, without attaching anything to it."""
         self.datapath.maps["pod_ports"].update(_u32(port), _u32(port))
+
+    def take_frames(self, port: int) -> None:
+        """Say of a port that it takes redirected frames."""
+        self.datapath.maps["redirect_ports"].update(_u32(port), _u32(port))
+
+    def charge(self, duties: WireDuty) -> None:
+        """Give the XDP program its duties as if it were attached; `configure` undoes it."""
+        cfg = self.datapath.maps["cfg"]
+        raw = Config.from_buffer_copy(cfg.lookup(bytes(4)) or b"")
+        raw.wire = duties
+        cfg.update(bytes(4), bytes(raw))
 
     def configure(
         self,
@@ -146,16 +179,24 @@ class Lab:
         self.datapath.configure(changed)
 
     def run(self, program: Program, packet: bytes, *, device: int, gso_size: int = 0) -> Outcome:
-        """Run a program once on a packet that is on `device`."""
+        """Run a TC program once on a packet that is on `device`."""
         before = self.datapath.counters()
         answer = self.start(program, packet, device=device, gso_size=gso_size)
-        after = self.datapath.counters()
-        moved = [
+        return Outcome(Action(answer.verdict), answer.packet, self._moved(before))
+
+    def run_wire(self, frame: bytes) -> WireOutcome:
+        """Run the XDP program once on a frame from the wire."""
+        before = self.datapath.counters()
+        answer = bpf.run_once(self.datapath.program_fd(Program.WIRE), frame)
+        return WireOutcome(XdpAction(answer.verdict), answer.packet, self._moved(before))
+
+    def _moved(self, before: dict[tuple[Program, Verdict], int]) -> tuple[Verdict, ...]:
+        """Return the verdicts that were counted since, whoever did."""
+        return tuple(
             verdict
-            for (owner, verdict), count in after.items()
+            for (owner, verdict), count in self.datapath.counters().items()
             for _ in range(count - before[owner, verdict])
-        ]
-        return Outcome(Action(answer.verdict), answer.packet, tuple(moved))
+        )
 
     def start(
         self, program: Program, packet: bytes, *, device: int, gso_size: int = 0
@@ -244,6 +285,7 @@ def open_lab(directory: Path, wire: Wire = VXLAN_WIRE) -> Iterator[Lab]:
             f"link add up0 address {UPLINK_MAC} type veth peer name wire0 address {WIRE_MAC}",
             f"link add pod0 address {GATEWAY_MAC} type veth peer name eth0 address {POD_MAC}",
             f"link add pod1 address {GATEWAY_MAC} type veth peer name eth1",
+            "link add overlay0 type veth peer name overlay1",
             "link set up0 up",
             "link set pod0 up",
             "link set pod1 up",

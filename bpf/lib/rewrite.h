@@ -239,14 +239,34 @@ static __always_inline bool tunnel_strip(struct __sk_buff *skb)
 	return true;
 }
 
-/* The same as tunnel_pop for a packet that came without a tunnel. */
+/*
+ * tunnel_pop() for a packet without the tunnel's headers: one that a direct
+ * peer sent, with one hop to take, or one that wire took them off.
+ */
 static __always_inline bool plain_pop(struct __sk_buff *skb,
-				      const struct flow *flow)
+				      const struct flow *flow, int hops)
 {
 	struct front *front = (void *)(long)skb->data;
 
 	if ((void *)(front + 1) > (void *)(long)skb->data_end)
 		return false;
-	write_front(front, flow, 1);
+	write_front(front, flow, hops);
+	return true;
+}
+
+/*
+ * tunnel_strip() for a packet that wire took the headers off; with the Ethernet
+ * header that the overlay device wants, if it has one at all.
+ */
+static __always_inline bool plain_strip(struct __sk_buff *skb,
+					const struct config *config)
+{
+	struct front *front = (void *)(long)skb->data;
+
+	if ((void *)(front + 1) > (void *)(long)skb->data_end)
+		return false;
+	if (TUNNEL_LINK)
+		__builtin_memcpy(front->ethernet.dst, config->vtep_mac, 6);
+	take_hops(&front->ip, TUNNEL_HOPS - 1);
 	return true;
 }

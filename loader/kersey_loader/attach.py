@@ -2,12 +2,10 @@
 
 Every filter has our priority, our name and the handle of its network, so that ours are found again
 and those of others are never touched. A filter stays when the process goes. Nothing here reads or
-writes maps. Messages are packed by hand (include/uapi/linux/pkt_sched.h, pkt_cls.h): there are four
-of them, and a library's socket per thread would be in the namespace of that thread.
+writes maps. Numbers are those of include/uapi/linux/{pkt_sched,pkt_cls}.h.
 """
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -17,13 +15,13 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from kersey_loader.errors import AttachError
+from kersey_loader.netlink import Netlink, attribute, attributes
 
 PRIORITY = 0x4B52
 NAME_PREFIX = "kersey:"
 
 _GETLINK, _NEWQDISC, _NEWTFILTER, _DELTFILTER, _GETTFILTER = 18, 36, 44, 45, 46
-_REQUEST, _ACK, _DUMP, _EXCL, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
-_ERROR, _DONE = 2, 3
+_EXCL, _CREATE = 0x200, 0x400
 _CLSACT, _CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
 _KIND, _OPTIONS = 1, 2
 _BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_ID = 6, 7, 8, 11
@@ -31,12 +29,8 @@ _DIRECT_ACTION = 1
 _ALL_PROTOCOLS = 0x0300  # ETH_P_ALL in network byte order
 _INFO = PRIORITY << 16 | _ALL_PROTOCOLS
 
-_HEADER = struct.Struct("=IHHII")
 _TCMSG = struct.Struct("=BxxxiIII")
 _IFINFO = struct.Struct("=BxHiII")
-_ATTRIBUTE = struct.Struct("=HH")
-_TYPE_MASK = 0x3FFF
-_BUFFER = 1 << 16
 
 _GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
 
@@ -100,8 +94,7 @@ class FilterHooks:
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._sequence = 0
+        self._netlink = Netlink(socket.NETLINK_ROUTE)
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +109,7 @@ class FilterHooks:
 
     def close(self) -> None:
         """Close the socket; filters stay."""
-        self._socket.close()
+        self._netlink.close()
 
     def attach(self, ifindex: int, direction: Direction, *, program: str, fd: int) -> None:
         """Put a program on a hook, or in the place of ours that is there, without a gap.
@@ -124,17 +117,17 @@ class FilterHooks:
         Raises AttachError, also if the device is gone.
         """
         options = (
-            _attribute(_BPF_FD, struct.pack("=I", fd))
-            + _attribute(_BPF_NAME, (NAME_PREFIX + program).encode() + b"\0")
-            + _attribute(_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
+            attribute(_BPF_FD, struct.pack("=I", fd))
+            + attribute(_BPF_NAME, (NAME_PREFIX + program).encode() + b"\0")
+            + attribute(_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
         )
         qdisc = _TCMSG.pack(0, ifindex, _CLSACT, _CLSACT_PARENT, 0)
         where = _TCMSG.pack(0, ifindex, self._handle, direction, _INFO)
         try:
             with suppress(FileExistsError):  # another's is as good: clsact belongs to nobody
-                self._ask(_NEWQDISC, _CREATE | _EXCL, qdisc + _attribute(_KIND, b"clsact\0"))
-            attributes = _attribute(_KIND, b"bpf\0") + _attribute(_OPTIONS, options)
-            self._ask(_NEWTFILTER, _CREATE, where + attributes)
+                self._netlink.ask(_NEWQDISC, _CREATE | _EXCL, qdisc + attribute(_KIND, b"clsact\0"))
+            body = where + attribute(_KIND, b"bpf\0") + attribute(_OPTIONS, options)
+            self._netlink.ask(_NEWTFILTER, _CREATE, body)
         except OSError as error:
             raise AttachError(f"cannot attach {program} to device {ifindex}: {error}") from error
 
@@ -170,7 +163,7 @@ class FilterHooks:
         return found.handle == self._handle
 
     def _on_all_devices(self) -> tuple[_Filter, ...]:
-        links = self._dump(_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
+        links = self._netlink.dump(_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
         indexes = [_IFINFO.unpack_from(link)[2] for link in links]
         return tuple(found for index in indexes for found in self._on_device(index))
 
@@ -181,15 +174,15 @@ class FilterHooks:
     def _on_hook(self, ifindex: int, direction: Direction) -> Iterator[_Filter]:
         """Yield the filters of all our networks on a hook."""
         try:
-            filters = self._dump(_GETTFILTER, _TCMSG.pack(0, ifindex, 0, direction, 0))
+            filters = self._netlink.dump(_GETTFILTER, _TCMSG.pack(0, ifindex, 0, direction, 0))
         except OSError as error:
             if error.errno in _GONE:
                 return
             raise AttachError(f"cannot list filters of device {ifindex}: {error}") from error
         for message in filters:
             _, _, handle, _, info = _TCMSG.unpack_from(message)
-            options = dict(_attributes(message[_TCMSG.size :])).get(_OPTIONS, b"")
-            facts = dict(_attributes(options))
+            options = dict(attributes(message[_TCMSG.size :])).get(_OPTIONS, b"")
+            facts = dict(attributes(options))
             name = facts.get(_BPF_NAME, b"").rstrip(b"\0").decode()
             if info >> 16 == PRIORITY and name.startswith(NAME_PREFIX):
                 yield _Filter(
@@ -202,59 +195,7 @@ class FilterHooks:
         ifindex, direction, _ = found.attachment
         where = _TCMSG.pack(0, ifindex, found.handle, direction, _INFO)
         try:
-            self._ask(_DELTFILTER, 0, where + _attribute(_KIND, b"bpf\0"))
+            self._netlink.ask(_DELTFILTER, 0, where + attribute(_KIND, b"bpf\0"))
         except OSError as error:
             if error.errno not in _GONE:
                 raise AttachError(f"cannot detach from device {ifindex}: {error}") from error
-
-    def _ask(self, kind: int, flags: int, body: bytes) -> None:
-        """Send one request and wait for its acknowledgement. Raises OSError with the errno."""
-        self._send(kind, _REQUEST | _ACK | flags, body)
-        for _ in self._answers():
-            pass
-
-    def _dump(self, kind: int, body: bytes) -> list[bytes]:
-        self._send(kind, _REQUEST | _DUMP, body)
-        return list(self._answers())
-
-    def _send(self, kind: int, flags: int, body: bytes) -> None:
-        self._sequence += 1
-        header = _HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0)
-        self._socket.send(header + body)
-
-    def _answers(self) -> Iterator[bytes]:
-        """Yield the bodies that answer the last request, up to its end."""
-        while True:
-            data = self._socket.recv(_BUFFER)
-            while data:
-                size, kind, _, sequence, _ = _HEADER.unpack_from(data)
-                body, data = data[_HEADER.size : size], data[_aligned(size) :]
-                if sequence != self._sequence:
-                    continue  # the rest of a dump that was given up
-                if kind == _ERROR:
-                    _raise_for(body)
-                if kind in (_ERROR, _DONE):
-                    return
-                yield body
-
-
-def _raise_for(body: bytes) -> None:
-    (code,) = struct.unpack_from("=i", body)
-    if code:
-        raise OSError(-code, os.strerror(-code))
-
-
-def _aligned(size: int) -> int:
-    return (size + 3) & ~3
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    size = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(size, kind) + value + bytes(_aligned(size) - size)
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= _ATTRIBUTE.size:
-        size, kind = _ATTRIBUTE.unpack_from(data)
-        yield kind & _TYPE_MASK, data[_ATTRIBUTE.size : size]
-        data = data[max(_aligned(size), _ATTRIBUTE.size) :]

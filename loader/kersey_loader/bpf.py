@@ -165,15 +165,18 @@ def program_name(id_: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LinkInfo:
-    """What the kernel says of a TCX link; `ifindex` is 0 once the device is gone."""
+    """What the kernel says of a TCX or XDP link; `ifindex` is 0 once the device is gone."""
 
     program: int
     ifindex: int
 
 
-def create_tcx_link(program: int, ifindex: int, attach_type: int) -> int:
-    """Attach a program behind all others of a hook; returns the link's descriptor."""
-    attr = _attr("IIIIIIQ", program, ifindex, attach_type, 0, 0, 0, 0)
+def create_link(program: int, ifindex: int, attach_type: int, *, flags: int = 0) -> int:
+    """Attach a program to a hook of a device, on TCX behind all others; returns the link's fd.
+
+    `flags` are XDP_FLAGS_* for an XDP hook.
+    """
+    attr = _attr("IIIIIIQ", program, ifindex, attach_type, flags, 0, 0, 0)
     return _bpf(f"link to device {ifindex}", _LINK_CREATE, attr)
 
 
@@ -188,7 +191,7 @@ def detach_link(link: int) -> None:
 
 
 def link_info(link: int) -> LinkInfo:
-    """Return what the kernel says of a TCX link."""
+    """Return what the kernel says of a TCX or XDP link."""
     _, _, program, _, ifindex, _ = struct.unpack_from("=6I", _info(link, 64))
     return LinkInfo(program, ifindex)
 
@@ -208,7 +211,9 @@ class RunResult:
 
 
 def run_once(fd: int, packet: bytes, context: bytes = b"") -> RunResult:
-    """Run a TC program once on `packet`, Ethernet header first; `context` is a struct __sk_buff.
+    """Run a program once on `packet`, Ethernet header first; `context` is a struct __sk_buff.
+
+    XDP programs take none.
 
     A redirect is answered, not carried out. Map changes are real.
     """

@@ -19,7 +19,7 @@ from typing import Self
 from kersey_loader import bpf, pins, source, tcx
 from kersey_loader.attach import Attachment, Direction, FilterHooks, Hooks
 from kersey_loader.bpffs import ensure_bpffs
-from kersey_loader.errors import LoaderError, PeersFullError
+from kersey_loader.errors import AttachError, LoaderError, PeersFullError
 from kersey_loader.layout import (
     VERDICT_BITS,
     Address,
@@ -30,10 +30,12 @@ from kersey_loader.layout import (
     Program,
     SpoofCheck,
     Verdict,
+    WireDuty,
     map_specs,
 )
 from kersey_loader.peers import PeerTable, Record, Sums, Underlay
 from kersey_loader.tunnel import Identity, Tunnel, TunnelKind, tunnel_of
+from kersey_loader.xdp import Features, Mode, WireHook, XdpDevice, features_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ _WITNESS_SECONDS = 0.2
 _TICK_RATES = (100, 250, 300, 1000)
 _CLOCK_SECONDS = 0.1
 _MOST_SLOTS = 1 << 15
+_LINKS = "links"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class DatapathConfig:
     `mtu` is the overlay device's, `pod_mtu` the smallest of any pod port and of the bridge.
     `tunnel` is of the kind that the settings name; None for the kind that has none. `carrier` is
     the TUN device whose packets a user-space proxy would carry; 0 where a kernel device does.
+    `overlay` is the ifindex of the overlay device, 0 without one.
     `source_ports` is net.ipv4.ip_local_port_range, from which the kernel's device takes its own.
     """
 
@@ -89,6 +93,7 @@ class DatapathConfig:
     pod_mtu: int
     tunnel: Tunnel | None
     carrier: int = 0
+    overlay: int = 0
     admission: Admission = Admission.STRICT
     spoof: SpoofCheck = SpoofCheck.DROP
     max_age: float = 5.0
@@ -144,6 +149,7 @@ class Datapath:
         self._settings = settings
         self._pinned = pinned
         self._hooks = _open_hooks(settings)
+        self._wire = WireHook(settings.directory / _LINKS)
         maps = pinned.maps
         self._peers = PeerTable(
             index=maps["peer_index"],
@@ -152,6 +158,8 @@ class Datapath:
             counters=maps["peer_counters"],
         )
         self._raw = Config.from_buffer_copy(maps["cfg"].lookup(bytes(4)) or bytes(Config()))
+        # Maps may be fresh while the XDP program on the uplink is not.
+        self._raw.wire |= WireDuty.ATTACHED if self._wire.on() else 0
         self._spoof = SpoofCheck(self._raw.spoof)
         self._complete = True
 
@@ -260,6 +268,9 @@ class Datapath:
     def settle(self) -> None:
         """Reclaim what withdrawn peers held; call it every few seconds."""
         self._peers.settle()
+        if self._raw.wire and not self._wire.on():
+            # What it opened before it went has been judged by now.
+            self._set_duties(WireDuty(0))
 
     def put_pod_port(self, ifindex: int) -> None:
         """Attach both programs to the host end of a pod's veth, and let its flows be fast.
@@ -271,9 +282,14 @@ class Datapath:
         self._attach(ifindex, Direction.EGRESS, Program.TO_POD)
         self._attach(ifindex, Direction.INGRESS, Program.FROM_POD)
         self.maps["pod_ports"].update(_u32(ifindex), _u32(ifindex))
+        if self._raw.wire & WireDuty.REDIRECTS and (features_of(ifindex) or 0) & Features.NDO_XMIT:
+            self.maps["redirect_ports"].update(_u32(ifindex), _u32(ifindex))
+        else:
+            self.maps["redirect_ports"].delete(_u32(ifindex))
 
     def remove_pod_port(self, ifindex: int) -> None:
         """Forget a pod port, alive or gone; a port that is alive stays on the slow path."""
+        self.maps["redirect_ports"].delete(_u32(ifindex))
         self.maps["pod_ports"].delete(_u32(ifindex))
         self._hooks.detach(ifindex, Direction.INGRESS)
         self._hooks.detach(ifindex, Direction.EGRESS)
@@ -298,6 +314,40 @@ class Datapath:
         else:
             self._hooks.detach(ifindex, Direction.EGRESS)
 
+    def attach_wire(self, device: XdpDevice, mode: Mode, *, redirects: bool) -> None:
+        """Check senders by XDP on the uplink, and open packets of fast flows where it is native.
+
+        Do this after `attach_uplink`, which has to know what was opened. `redirects`: hand direct
+        peers' packets to pods whose device takes frames, from the next `put_pod_port` of each on;
+        for native mode, and never where senders leave checksums to the device (veth): TCP would
+        not work. Raises AttachError with the reason; then it is off.
+        """
+        fd = self._pinned.programs.get(pins.WIRE)
+        if fd is None:
+            self.detach_wire()
+            raise AttachError("this kernel refuses the program, see the log of its loading")
+        duties = WireDuty.ATTACHED
+        if mode is Mode.NATIVE and self._raw.overlay:
+            duties |= WireDuty.DECAPSULATES
+        if mode is Mode.NATIVE and redirects:
+            duties |= WireDuty.REDIRECTS
+        try:
+            self._wire.attach(device, mode, fd=fd.fd)
+        except AttachError:
+            self._set_duties(WireDuty(self._raw.wire) & WireDuty.ATTACHED)
+            raise
+        self._set_duties(duties)
+
+    def detach_wire(self) -> None:
+        """Take the XDP program off; what it opened is still known. Raises AttachError."""
+        if self._wire.on():
+            self._set_duties(WireDuty.ATTACHED)
+        self._wire.detach()
+
+    def wire_program(self) -> int:
+        """Return the id of our XDP program that is on a device; 0 if there is none."""
+        return self._wire.program()
+
     def attach_overlay(self, ifindex: int) -> None:
         """Witness what the stack sends through the overlay device. Raises AttachError."""
         self._attach(ifindex, Direction.EGRESS, Program.TO_OVERLAY)
@@ -316,7 +366,8 @@ class Datapath:
         What still runs another version's programs, or another tunnel's, is on a device that is not
         ours any more: it is taken off. Raises AttachError.
         """
-        self._hooks.retire(frozenset(self.program_info(program).id for program in Program))
+        current = (bpf.program_info(each.fd).id for each in self._pinned.programs.values())
+        self._hooks.retire(frozenset(current))
         return pins.prune(self._settings.directory, self._pinned.keep)
 
     def counters(self) -> dict[tuple[Program, Verdict], int]:
@@ -381,6 +432,11 @@ class Datapath:
         self._raw.spoof = min(self._spoof, most)
         self.maps["cfg"].update(bytes(4), bytes(self._raw))
 
+    def _set_duties(self, duties: WireDuty) -> None:
+        if self._raw.wire != duties:
+            self._raw.wire = duties
+            self._write_config()
+
     def _underlay(self) -> Underlay:
         raw = self._raw
         identity = Identity(port=bytes(raw.port), vni=bytes(raw.vni), mac=bytes(raw.vtep_mac))
@@ -412,7 +468,9 @@ class Datapath:
             spoof=config.spoof,
             vtep_mac=Mac(*identity.mac),
             hertz=hertz,
+            wire=self._raw.wire if self._wire.on() in (0, config.uplink) else 0,
             carrier=config.carrier,
+            overlay=config.overlay,
         )
 
     def _identity(self, tunnel: Tunnel | None) -> Identity:
@@ -477,7 +535,7 @@ def load(settings: Settings) -> Datapath:
 def _open_hooks(settings: Settings) -> Hooks:
     """Return TCX links where the kernel has them (6.6), else filters of clsact."""
     if tcx.is_supported():
-        return tcx.TcxHooks(settings.directory / "links", FilterHooks(settings.handle))
+        return tcx.TcxHooks(settings.directory / _LINKS, FilterHooks(settings.handle))
     return FilterHooks(settings.handle)
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from ipaddress import IPv4Network
 
 from kersey_loader.tunnel import TunnelKind
@@ -27,6 +27,7 @@ class Program(IntEnum):
     FROM_UPLINK = 2
     TO_OVERLAY = 3
     TO_UPLINK = 4
+    WIRE = 5
 
     @property
     def function(self) -> str:
@@ -74,11 +75,12 @@ class Verdict(IntEnum):
     UNSEEN = 34
     CHANGED = 35
     OTHER_GATEWAY = 36
-    UNKNOWN_NODE = 37
-    FOREIGN_SOURCE = 38
-    OUTSIDE_SOURCE = 39
-    HIDDEN_SOURCE = 40
-    POD_TUNNEL = 41
+    DECAPSULATED = 37
+    UNKNOWN_NODE = 38
+    FOREIGN_SOURCE = 39
+    OUTSIDE_SOURCE = 40
+    HIDDEN_SOURCE = 41
+    POD_TUNNEL = 42
 
     @property
     def forged(self) -> bool:
@@ -105,6 +107,14 @@ class SpoofCheck(IntEnum):
     DROP = 2
 
 
+class WireDuty(IntFlag):
+    """What the XDP program on the uplink does besides checking senders, once it is attached."""
+
+    ATTACHED = 1
+    DECAPSULATES = 2
+    REDIRECTS = 4
+
+
 class Config(ctypes.LittleEndianStructure):
     """struct config: the one entry of cfg."""
 
@@ -128,8 +138,11 @@ class Config(ctypes.LittleEndianStructure):
         ("spoof", ctypes.c_uint8),
         ("vtep_mac", Mac),
         ("hertz", ctypes.c_uint16),
-        ("reserved", ctypes.c_uint16),
+        ("wire", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8),
         ("carrier", ctypes.c_uint32),
+        ("overlay", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
     )
 
 
@@ -321,6 +334,7 @@ def map_specs(*, subnets: int, peers: int, flows: int, ports: int) -> tuple[MapS
         MapSpec("peer_counters", MapType.PERCPU_ARRAY, 4, size["traffic"], peers + 1),
         MapSpec("nodes", MapType.HASH, 4, 4, 2 * peers + 1),
         MapSpec("pod_ports", MapType.DEVMAP_HASH, 4, 4, ports),
+        MapSpec("redirect_ports", MapType.DEVMAP_HASH, 4, 4, ports),
         MapSpec("endpoints", MapType.LRU_HASH, 4, size["endpoint"], 2 * ports),
         MapSpec("flows", MapType.LRU_HASH, size["flow_key"], size["flow"], flows),
         MapSpec("sightings", MapType.LRU_HASH, size["flow_key"], size["sighting"], 4096),
@@ -367,6 +381,8 @@ def _claims() -> Iterator[str]:
         yield f"ADMISSION_{admission.name} == {admission.value}"
     for spoof in SpoofCheck:
         yield f"SPOOF_{spoof.name} == {spoof.value}"
+    for duty in WireDuty:
+        yield f"WIRE_{duty.name} == {duty.value}"
 
 
 def _assertion(claim: str) -> str:

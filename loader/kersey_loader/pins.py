@@ -28,7 +28,9 @@ INTERPRETER = "/usr/bin/python3"
 """The distribution's: the one that its bcc package is for."""
 
 CLOCK = "clock"
-FUNCTIONS = (*(program.function for program in Program), CLOCK)
+WIRE = Program.WIRE.function
+"""The only one that is XDP, and that a kernel may refuse without harm to the others."""
+FUNCTIONS = (*(program.function for program in Program if program is not Program.WIRE), CLOCK)
 
 _COMPILE_SECONDS = 120
 
@@ -89,7 +91,15 @@ def open_programs(
     building.mkdir(mode=0o700)
     pins = {name: str(building / name) for name in FUNCTIONS}
     try:
-        _compile({"text": text, "cflags": cflags, "headers": str(headers), "pins": pins})
+        _compile(
+            {
+                "text": text,
+                "cflags": cflags,
+                "headers": str(headers),
+                "pins": pins,
+                "xdp_pins": {WIRE: str(building / WIRE)},
+            }
+        )
     except LoaderError:
         _discard(building)
         raise
@@ -114,11 +124,16 @@ def prune(directory: Path, keep: frozenset[str]) -> tuple[str, ...]:
 
 
 def _adopt(home: Path, maps: dict[str, Map]) -> dict[str, Descriptor] | None:
-    """Open all programs, unless one is missing or works on other maps than ours."""
+    """Open all programs, unless one is missing or works on other maps than ours.
+
+    Without the XDP program, which this kernel has refused then, the others are all.
+    """
     ids = {map_info(map_.fd).id for map_ in maps.values()}
     programs: dict[str, Descriptor] = {}
-    for name in FUNCTIONS:
+    for name in (*FUNCTIONS, WIRE):
         fd = open_pin(home / name)
+        if fd is None and name == WIRE:
+            continue
         if fd is None or not program_info(fd).map_ids <= ids:
             for program in (*programs.values(), Descriptor(-1 if fd is None else fd)):
                 program.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 from kersey_loader.layout import assertions
 from kersey_loader.tunnel import TunnelKind
 
-PROGRAM_FILES = ("pod.bpf.c", "uplink.bpf.c", "overlay.bpf.c", "clock.bpf.c")
+PROGRAM_FILES = ("pod.bpf.c", "uplink.bpf.c", "overlay.bpf.c", "wire.bpf.c", "clock.bpf.c")
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"$')
 _TUNNEL = "tunnel.h"

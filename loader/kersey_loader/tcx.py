@@ -15,7 +15,7 @@ from typing import Self
 from kersey_loader.attach import Attachment, Direction, FilterHooks
 from kersey_loader.bpf import (
     Descriptor,
-    create_tcx_link,
+    create_link,
     detach_link,
     link_info,
     open_pin,
@@ -85,7 +85,7 @@ class TcxHooks:
         try:
             if not self._replaced(path, ifindex, fd):
                 path.unlink(missing_ok=True)
-                with Descriptor(create_tcx_link(fd, ifindex, ATTACH_TYPE[direction])) as link:
+                with Descriptor(create_link(fd, ifindex, ATTACH_TYPE[direction])) as link:
                     pin(link.fd, path)
                 self._filters.detach(ifindex, direction)
         except (BpfError, OSError) as error:
@@ -120,6 +120,8 @@ class TcxHooks:
         """Yield every live link with the id of its program; the pins of others go."""
         for path in list(self._home.iterdir()):
             ifindex, _, hook = path.name.partition("-")
+            if hook.upper() not in Direction.__members__:
+                continue  # the uplink's XDP link, see xdp
             fd = open_pin(path)
             if fd is None:
                 continue

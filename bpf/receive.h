@@ -74,7 +74,7 @@ static __always_inline bool plain_length_agrees(u32 frame_len, u16 packet_len)
 
 static __always_inline bool is_forged(enum verdict verdict)
 {
-	return verdict >= VERDICT_UNKNOWN_NODE;
+	return verdict >= VERDICT_UNKNOWN_NODE && verdict != UNDECIDED;
 }
 
 /*

@@ -12,11 +12,12 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
-from kersey_loader.errors import LoaderError
+from kersey_loader.errors import AttachError, LoaderError
 from kersey_loader.layout import Admission, SpoofCheck
 from kersey_loader.occupancy import measure
 from kersey_loader.probe import probe
 from kersey_loader.tunnel import TunnelKind
+from kersey_loader.xdp import read_device
 
 from kersey_control import options as asked
 from kersey_control.addresses import mac_bytes
@@ -39,6 +40,7 @@ from kersey_control.pod_ports import PodPorts
 from kersey_control.status import Status
 from kersey_control.underlay import Underlay
 from kersey_control.uplink import Uplink
+from kersey_control.xdp import XdpChoice, choose_xdp
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +145,7 @@ class FastPath:
         Peers must be in the maps before, since the sender check refuses who is not.
         """
         self._attempt("attach", self._attach)
+        self._attempt("xdp", self._attach_wire)
         for ifindex in self._datapath.pod_ports():
             self._attempt(f"pod port {ifindex}", partial(self._datapath.put_pod_port, ifindex))
 
@@ -226,6 +229,7 @@ class FastPath:
                 subnet=self._subnet,
                 tunnel=self._backend.tunnel,
                 carrier=self._backend.carrier,
+                overlay=self._backend.ifindex or 0,
                 mtu=self._backend.mtu,
                 pod_mtu=min(self._pod_mtu or self._backend.mtu, self._backend.mtu),
                 admission=self._admission(),
@@ -240,6 +244,33 @@ class FastPath:
         if self._backend.ifindex is not None:
             self._datapath.attach_overlay(self._backend.ifindex)
         self._datapath.attach_uplink(self._uplink.ifindex, direct=self._backend.has_direct_peers)
+
+    def _attach_wire(self) -> None:
+        """Have the uplink's XDP program if it was asked for and can be; else go without."""
+        if self._options.xdp is asked.Xdp.OFF or self._uplink is None:
+            self._datapath.detach_wire()
+            return
+        device = read_device(self._uplink.ifindex)
+        is_foreign = device.program not in (0, self._datapath.wire_program())
+        choice = choose_xdp(
+            self._options.xdp, device, foreign=device.program_name if is_foreign else ""
+        )
+        if choice.mode is not None:
+            try:
+                self._datapath.attach_wire(
+                    device, choice.mode, redirects=self._options.xdp_redirect
+                )
+            except AttachError as error:
+                choice = XdpChoice(None, str(error))
+        if choice.mode is None:
+            self._datapath.detach_wire()
+        self._tell_xdp(choice)
+
+    def _tell_xdp(self, choice: XdpChoice) -> None:
+        status = self._status
+        if (status.xdp_mode, status.xdp_reason) != (choice.name, choice.reason):
+            logger.info("xdp", extra={"mode": choice.name, "reason": choice.reason})
+        status.xdp_mode, status.xdp_reason = choice.name, choice.reason
 
     def _admission(self) -> Admission:
         """Return the admission that is safe: strict needs a conntrack that forgives gaps."""

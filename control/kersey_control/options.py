@@ -64,6 +64,15 @@ class SpoofCheck(StrEnum):
     OFF = "off"
 
 
+class Xdp(StrEnum):
+    """Where the uplink's XDP program runs, if there is to be one."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    GENERIC = "generic"
+    OFF = "off"
+
+
 class CniMode(StrEnum):
     """How pods are connected to their node: ports of one bridge, or a route each."""
 
@@ -316,6 +325,22 @@ class Options(EtcdFlags):
         default="drop",
         group=_DATAPATH,
         help="what to do with tunnel packets from senders that do not own their source address",
+        own=True,
+    )
+    xdp: Xdp = flag(
+        _choice(Xdp),
+        default="off",
+        group=_DATAPATH,
+        help="check senders on the uplink before the kernel makes packets of frames; auto: where"
+        " the NIC's driver can and it does not slow other traffic down",
+        own=True,
+    )
+    xdp_redirect: bool = flag(
+        BOOLEAN,
+        default="false",
+        group=_DATAPATH,
+        help="with native XDP, hand frames of direct peers straight to pods that take them; not"
+        " where senders leave checksums to the NIC that never leave the machine",
         own=True,
     )
     max_flows: int = flag(

@@ -99,6 +99,9 @@ class Status:
     """Turns of the control loop that a defect ended."""
     fast_path_troubles: dict[str, str] = field(default_factory=dict)
     """What of the fast path does not work, and why; packets take the kernel's own path."""
+    xdp_mode: str = ""
+    """native, generic or off; empty where no XDP program was asked for."""
+    xdp_reason: str = ""
     verdicts: Callable[[], Mapping[tuple[str, str], int]] | None = None
     """How often each program was done with a packet for each reason; None without a fast path.
     Safe to call from any thread."""

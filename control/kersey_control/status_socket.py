@@ -37,6 +37,7 @@ from kersey_control.told import (
     ToldStatus,
     ToldStore,
     ToldUplink,
+    ToldXdp,
     Verb,
     encode,
 )
@@ -159,7 +160,8 @@ def _fast_path(status: Status) -> ToldFastPath | None:
     for (program, verdict), count in verdicts.items():
         if count:
             counts.setdefault(program, {})[verdict] = count
-    return ToldFastPath(counts, status.fast_path_troubles)
+    xdp = ToldXdp(status.xdp_mode, status.xdp_reason) if status.xdp_mode else None
+    return ToldFastPath(counts, status.fast_path_troubles, xdp)
 
 
 class StatusSocket:

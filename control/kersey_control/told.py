@@ -40,11 +40,19 @@ class ToldDatapath(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class ToldXdp(msgspec.Struct, frozen=True):
+    """Where the uplink's XDP program runs (`native`, `generic`, or `off`), and why."""
+
+    mode: str = ""
+    reason: str = ""
+
+
 class ToldFastPath(msgspec.Struct, frozen=True):
-    """Packets by program and verdict, and what does not work."""
+    """Packets by program and verdict, and what does not work. `xdp` None: not asked for."""
 
     verdicts: dict[str, dict[str, int]] = {}
     troubles: dict[str, str] = {}
+    xdp: ToldXdp | None = None
 
 
 class ToldUplink(msgspec.Struct, frozen=True):

@@ -8,8 +8,9 @@ Verdicts = Mapping[str, Mapping[str, int]]
 
 def fast_and_slow(verdicts: Verdicts) -> tuple[int, int]:
     """Return how many packets between nodes took the fast path and the stack, both directions."""
-    sent, received = verdicts.get("from_pod", {}), verdicts.get("from_uplink", {})
-    fast = sent.get("fast", 0) + received.get("fast", 0)
+    fast = sum(
+        verdicts.get(program, {}).get("fast", 0) for program in ("from_pod", "from_uplink", "wire")
+    )
     slow = sum(
         count
         # A tunnel's own device, and the uplink where the way is direct.

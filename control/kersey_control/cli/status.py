@@ -46,6 +46,8 @@ def status_lines(told: ToldStatus, *, now: float) -> Iterator[tuple[str, str]]:
         forged = sum(forged_among(told.fast_path.verdicts).values())
         if forged:
             yield "forged", f"{forged:,} tunnel packets so far (kersey drops shows them live)"
+        if told.fast_path.xdp is not None:
+            yield "xdp", f"{told.fast_path.xdp.mode}: {told.fast_path.xdp.reason}"
     if told.uplink is not None:
         at = f"{told.uplink.interface} {told.uplink.address}, MTU {told.uplink.mtu}"
         yield "uplink", f"{at} ({told.uplink.reason})"

@@ -204,6 +204,12 @@ class StatusCollector(Collector):
             "Parts of the fast path that do not work; packets take the kernel's own path",
             len(self._status.fast_path_troubles),
         )
+        if self._status.xdp_mode:
+            yield _labelled_gauge(
+                "kersey_xdp_mode",
+                "1 for where the uplink's XDP program runs, with the reason; where asked for",
+                {"mode": self._status.xdp_mode, "reason": self._status.xdp_reason},
+            )
         if self._readings.verdicts is not None:
             yield _verdicts(self._readings.verdicts)
         if self._readings.total is not None:

@@ -20,6 +20,8 @@ class Carrier(StrEnum):
     BPF = "bpf"
     BPF_DIRECT = "bpf direct"
     """As BPF, TCP admitted at its SYN."""
+    BPF_XDP = "bpf xdp"
+    """As BPF, with the XDP program on the uplink in native mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Variant:
     @property
     def is_fast(self) -> bool:
         """Whether Kersey's programs carry its packets."""
-        return self.carrier in (Carrier.BPF, Carrier.BPF_DIRECT)
+        return self.carrier in (Carrier.BPF, Carrier.BPF_DIRECT, Carrier.BPF_XDP)
 
 
 BARE = Variant("", Carrier.WIRE)
@@ -92,7 +94,8 @@ def must_be_fast(variant: Variant, load: Load) -> bool:
     Strict admission leaves the opening and closing packets of a connection to the stack, so that
     short connections are mostly slow by design.
     """
-    return variant.is_fast and (variant.carrier, load) != (Carrier.BPF, Load.TCP_CRR)
+    is_strict = variant.carrier in (Carrier.BPF, Carrier.BPF_XDP)
+    return variant.is_fast and not (is_strict and load is Load.TCP_CRR)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from testbed import Backend, Cluster, Namespace, Node, Pod, wait_acquainted
 
 from datapath_bench.figures import BARE, VXLAN, Carrier, Mode, Variant, fast_part
 
-_WIRE = "wire0"
+WIRE = "wire0"
 _WIRE_MTU = 1500
 _PROVING = (Program.FROM_POD, Program.FROM_UPLINK)
 """The programs that can take a packet over, and see every packet of the overlay."""
@@ -30,6 +30,7 @@ _DAEMON: Mapping[Carrier, tuple[str, ...]] = {
     Carrier.PUMP: ("--datapath=netlink",),
     Carrier.BPF: ("--datapath=bpf",),
     Carrier.BPF_DIRECT: ("--datapath=bpf", "--admission=direct"),
+    Carrier.BPF_XDP: ("--datapath=bpf", "--xdp=native"),
 }
 _TUNNELS: Mapping[str, TunnelKind] = {
     "vxlan": TunnelKind.VXLAN,
@@ -167,18 +168,18 @@ class Layout:
 
 
 def _options(variant: Variant, mode: Mode) -> tuple[str, ...]:
-    return (f"--iface={_WIRE}", *_DAEMON[variant.carrier], _MODES[mode])
+    return (f"--iface={WIRE}", *_DAEMON[variant.carrier], _MODES[mode])
 
 
 def _start(cluster: Cluster, variant: Variant, mode: Mode) -> None:
     cluster.start_etcd(Backend(variant.backend).network_config)
     near, far = cluster.add_node(), cluster.add_node()
     near.namespace.ip(
-        f"link add {_WIRE} mtu {_WIRE_MTU} type veth"
-        f" peer name {_WIRE} mtu {_WIRE_MTU} netns {far.namespace.name}"
+        f"link add {WIRE} mtu {_WIRE_MTU} type veth"
+        f" peer name {WIRE} mtu {_WIRE_MTU} netns {far.namespace.name}"
     )
     for node in (near, far):
-        node.namespace.ip(f"addr add {_wire_address(node)}/24 dev {_WIRE}", f"link set {_WIRE} up")
+        node.namespace.ip(f"addr add {_wire_address(node)}/24 dev {WIRE}", f"link set {WIRE} up")
         node.daemon.start(*_options(variant, mode))
 
 

@@ -28,7 +28,8 @@ def xdp_of(node: Node) -> dict[str, str]:
 def on_uplink(node: Node) -> str | None:
     """Return the name of the XDP program on the uplink, as the kernel tells."""
     (link,) = ip_json(node, "link", "show", "dev", "eth0")
-    return link.get("xdp", {}).get("prog", {}).get("name")
+    name: str | None = link.get("xdp", {}).get("prog", {}).get("name")
+    return name
 
 
 def send_forged(cluster: Cluster, node: Node, backend: Backend, *, count: int) -> None:
@@ -55,10 +56,10 @@ def send_forged(cluster: Cluster, node: Node, backend: Backend, *, count: int) -
 def test_native_xdp_carries_every_packet_and_survives_restarts(
     cluster: Cluster, backend: Backend
 ) -> None:
-    options = ("--ip-masq", "--datapath=bpf", "--xdp=native", "--audit-interval=2")
     is_direct = backend.type == "host-gw"
+    options = ["--ip-masq", "--datapath=bpf", "--xdp=native", "--audit-interval=2"]
     if is_direct:
-        options += ("--xdp-redirect",)
+        options.append("--xdp-redirect")
     ready(cluster, *options, nodes=2, config=backend.network_config)
     one, two = cluster.nodes
     source, destination = cluster.pods

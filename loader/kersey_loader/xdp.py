@@ -168,18 +168,20 @@ class WireHook:
 
     def on(self) -> int:
         """Return the ifindex of the device that ours is on; 0 if there is none."""
-        return next((info.ifindex for info in self._links()), 0)
+        return next((info.ifindex for info in self._living()), 0)
 
     def program(self) -> int:
         """Return the id of our program that is on a device; 0 if there is none."""
-        return next((info.program for info in self._links()), 0)
+        return next((info.program for info in self._living()), 0)
 
-    def _links(self) -> Iterator[LinkInfo]:
+    def _living(self) -> Iterator[LinkInfo]:
         for path in self._pins():
             fd = open_pin(path)
             if fd is not None:
                 with Descriptor(fd) as link:
-                    yield link_info(link.fd)
+                    info = link_info(link.fd)
+                if info.ifindex:  # else the device is gone
+                    yield info
 
     def _pins(self) -> tuple[Path, ...]:
         return tuple(self._home.glob(f"*{_SUFFIX}"))

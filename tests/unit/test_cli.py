@@ -27,6 +27,7 @@ from kersey_control.told import (
     ToldPeers,
     ToldStatus,
     ToldStore,
+    ToldXdp,
 )
 from kersey_loader.layout import Verdict
 from operator_values import flow
@@ -257,11 +258,20 @@ VERDICTS = {
 
 def test_the_share_counts_each_packet_between_nodes_once() -> None:
     assert share_text(*fast_and_slow(VERDICTS)) == "90.0 % of 100 packets"
+    redirected = {**VERDICTS, "wire": {"fast": 100, "decapsulated": 30}}
+    assert share_text(*fast_and_slow(redirected)) == "95.0 % of 200 packets"
     assert share_text(*fast_and_slow({})) == "no packets yet"
 
 
 def told(**fields: Any) -> ToldStatus:
     return msgspec.structs.replace(ToldStatus("1.2"), **fields)
+
+
+def test_status_says_where_xdp_runs_if_it_was_asked_for() -> None:
+    for xdp, line in ((None, []), (ToldXdp("native", "by driver"), ["xdp native: by driver"])):
+        state = told(fast_path=ToldFastPath(xdp=xdp))
+        lines = [" ".join(each) for each in status_lines(state, now=0.0)]
+        assert [each for each in lines if each.startswith("xdp")] == line
 
 
 def test_status_says_what_is_wrong_at_the_end() -> None:

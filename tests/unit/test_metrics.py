@@ -120,6 +120,12 @@ def test_troubles_of_the_fast_path_are_counted() -> None:
     assert value(status, "kersey_fast_path_troubles") == 2
 
 
+def test_where_xdp_runs_is_told_with_the_reason_where_it_was_asked_for() -> None:
+    assert "kersey_xdp_mode" not in families(Status())
+    status = Status(xdp_mode="off", xdp_reason="veth loses TSO")
+    assert value(status, "kersey_xdp_mode", mode="off", reason="veth loses TSO") == 1
+
+
 def test_a_node_is_named_by_its_subnet_for_who_looks_at_a_peers_series() -> None:
     assert "kersey_node_info" not in families(Status())
     uplink = Uplink(

@@ -25,7 +25,7 @@ _XDP = 6  # BPF_PROG_TYPE_XDP
 _LIVE_FRAMES = 1 << 1
 _REDIRECT = 23  # BPF_FUNC_redirect
 _BATCH = 64
-_BURST = 1 << 17
+_BURST = 1 << 20
 """Frames a system call, which waits some milliseconds for the kernel's readers; a tenth of a
 second's at a rate."""
 

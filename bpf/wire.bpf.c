@@ -13,6 +13,7 @@
  */
 #include "receive.h"
 #include "lib/rewrite.h"
+#include "watch.h"
 
 /*
  * The IPv4 header of a frame, NULL if there is none. One VLAN tag: what
@@ -183,6 +184,51 @@ static __always_inline int hand_to_pod(struct xdp_md *xdp,
 	return bpf_redirect(port, 0);
 }
 
+/* The packet inside, as far as the frame shows one. */
+static __always_inline void describe_inner(const struct ipv4 *outer,
+					   const void *end, struct event *event)
+{
+	const struct tunnel_body *body = (const void *)(outer + 1);
+	const struct ipv4 *ip = &body->inner_ip;
+	const struct ports *ports = (const void *)(ip + 1);
+
+	if ((const void *)(body + 1) > end ||
+	    tunnel_inner_type(body) != ETHERTYPE_IPV4)
+		return;
+	event->src = ip->src;
+	event->dst = ip->dst;
+	event->protocol = ip->protocol;
+	if (ip->version_ihl != IPV4_PLAIN || ip->fragment & IPV4_OFFSET ||
+	    (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP) ||
+	    (const void *)(ports + 1) > end)
+		return;
+	event->src_port = ports->src;
+	event->dst_port = ports->dst;
+}
+
+/* Every drop of this program: counted, and told to who watches. */
+static __always_inline int refuse(const struct xdp_md *xdp,
+				  const struct ipv4 *ip, enum verdict verdict)
+{
+	const struct watch *watch = watch_of(verdict, true);
+	struct event event = {
+		.outer_src = ip->src,
+		.outer_dst = ip->dst,
+		.length = xdp->data_end - xdp->data,
+		.ifindex = xdp->ingress_ifindex,
+		.program = PROGRAM_WIRE,
+		.verdict = verdict,
+		.dropped = 1,
+	};
+
+	count_verdict(PROGRAM_WIRE, verdict);
+	if (watch) {
+		describe_inner(ip, (void *)(long)xdp->data_end, &event);
+		tell(watch, &event);
+	}
+	return XDP_DROP;
+}
+
 int wire(struct xdp_md *xdp)
 {
 	const struct ethernet *ethernet = (void *)(long)xdp->data;
@@ -199,10 +245,8 @@ int wire(struct xdp_md *xdp)
 	if (!ip)
 		return XDP_PASS;
 	verdict = judge_frame(config, ethernet, ip, end, &peer);
-	if (is_forged(verdict)) {
-		count_verdict(PROGRAM_WIRE, verdict);
-		return XDP_DROP;
-	}
+	if (is_forged(verdict))
+		return refuse(xdp, ip, verdict);
 	if (tagged || ethernet->dst[0] & 1)
 		return XDP_PASS;
 	if (verdict == UNDECIDED)

@@ -90,7 +90,7 @@ class Daemon:
         answer = http_get(self.namespace, port=HEALTHZ_PORT, path=path)
         return None if answer is None else answer[0]
 
-    def wait_ready(self, timeout: float = 30.0) -> None:
+    def wait_ready(self, timeout: float = 90.0) -> None:
         """Return once /readyz says that the first snapshot is in the kernel."""
         wait_until(
             lambda: self._alive() and self.status() == 200,
@@ -98,7 +98,7 @@ class Daemon:
             what=f"{self.namespace.name}: kerseyd ready",
         )
 
-    def wait_subnet(self, timeout: float = 30.0) -> str:
+    def wait_subnet(self, timeout: float = 90.0) -> str:
         """Return the text of subnet.env once it is there; ClusterError if the daemon ends."""
         wait_until(
             lambda: self.subnet_file.exists() or not self._alive(),

@@ -1,19 +1,20 @@
 """One virtual machine: its disk, its QEMU process, and commands in it over ssh.
 
 Two network cards, as a Vagrant machine has: eth0 leads out through QEMU, has the default route and
-the same address in every machine; eth1 is on the lab's own network. To be used in a network
-namespace of the lab's own, since the ports and the multicast group of all labs are the same.
+the same address in every machine; eth1 is on the lab's own network. QEMU runs in the lab's network
+namespace, so that its ports and the multicast group that joins the machines are nobody else's.
 """
 
 import shlex
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from testbed.namespace import Namespace
+from testbed.process import Process
 from testbed.waiting import wait_until
 
 from vm.disk import overlay
@@ -22,14 +23,14 @@ from vm.image import Image
 from vm.kernel import Kernel
 
 MEMORY = 768  # MB
-BOOT_WITHIN = 420.0  # seconds; 30 to 60 where nothing else runs
-COMMAND_WITHIN = 300.0
-_ENDS_WITHIN = 60.0
+BOOT_WITHIN = 600.0  # seconds; 30 to 60 where nothing else runs
+COMMAND_WITHIN = 600.0
+_ENDS_WITHIN = 120.0
+_ANSWERS_WITHIN = 30.0
 _GROUP = "230.0.0.1:7000"
 _SSH_PORT = 2200
 _CONSOLE_LINES = 25
 _SSH_FAILED = 255
-_ANSWER_WITHIN = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +46,26 @@ class Machine:
     """A machine that keeps its disk when it is stopped; a context manager that ends QEMU."""
 
     def __init__(
-        self, name: str, *, number: int, address: IPv4Interface, kernel: Kernel, image: Image, directory: Path
+        self,
+        name: str,
+        *,
+        number: int,
+        address: IPv4Interface,
+        kernel: Kernel,
+        image: Image,
+        namespace: Namespace,
+        directory: Path,
     ) -> None:
         self.name = name
         self.address = address
-        self.kernel = kernel
         self._number = number
+        self._kernel = kernel
         self._key = image.key
+        self._namespace = namespace
         self._directory = directory
         self._console = directory / f"{name}.console"
         self._disk = directory / f"{name}.qcow2"
-        self._qemu: subprocess.Popen[bytes] | None = None
+        self._qemu: Process | None = None
         overlay(self._disk, image.disk)
 
     def __enter__(self) -> Self:
@@ -71,13 +81,8 @@ class Machine:
 
     def start(self, *kernel_options: str) -> None:
         """Switch it on; `wait_up` says when it answers."""
-        with self._console.open("ab") as output:
-            self._qemu = subprocess.Popen(
-                self._qemu_command(kernel_options),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        command = self._qemu_command(*kernel_options)
+        self._qemu = Process(self._namespace, command, log=self._console)
 
     def wait_up(self) -> None:
         """Return once commands can be run in it. Raises VmError with the console's last lines."""
@@ -97,7 +102,7 @@ class Machine:
         """Return how a shell command ended. Raises VmError if it could not be run to its end."""
         try:
             done = subprocess.run(
-                [*self._ssh(), command], input=stdin, capture_output=True, timeout=timeout, check=False
+                [*self.ssh, command], input=stdin, capture_output=True, timeout=timeout, check=False
             )
         except subprocess.TimeoutExpired as error:
             raise VmError(f"{self.name}: {command}: not within {timeout:g} s") from error
@@ -135,10 +140,13 @@ class Machine:
             return
         self.attempt("systemctl poweroff --no-block")
         self._hang_up()
+        qemu = self._qemu
         try:
-            self._qemu.wait(_ENDS_WITHIN)
-        except subprocess.TimeoutExpired as error:
-            raise VmError(f"{self.name} does not switch off\n{self.console_tail()}") from error
+            wait_until(
+                lambda: not qemu.is_running, timeout=_ENDS_WITHIN, what=f"{self.name} switches off"
+            )
+        except TimeoutError as error:
+            raise VmError(f"{error}\n{self.console_tail()}") from error
         self._qemu = None
 
     def cut_off(self) -> None:
@@ -146,7 +154,6 @@ class Machine:
         if self._qemu is not None:
             self._hang_up()
             self._qemu.kill()
-            self._qemu.wait()
             self._qemu = None
 
     def console_tail(self) -> str:
@@ -154,30 +161,9 @@ class Machine:
         lines = self._console.read_text(errors="replace").splitlines()
         return "\n".join(lines[-_CONSOLE_LINES:])
 
-    def ssh_command(self) -> str:
-        """Return what a person types to get a shell in it, inside the lab's namespace."""
-        return shlex.join(self._ssh())
-
-    def _answers(self) -> bool:
-        if self._qemu is not None and self._qemu.poll() is not None:
-            raise VmError(f"{self.name}: QEMU has ended\n{self.console_tail()}")
-        try:
-            return self.attempt("true", timeout=_ANSWER_WITHIN).code == 0
-        except VmError:
-            return False
-
-    def _booted_since(self, before: str) -> bool:
-        """Return whether it answers in another boot; a connection to the former one is useless."""
-        up = self._answers() and self.boot_id() != before
-        if not up:
-            self._hang_up()
-        return up
-
-    def _hang_up(self) -> None:
-        """End the shared connection, if there is one: it would outlive the machine's boot."""
-        subprocess.run([*self._ssh(), "-O", "exit"], capture_output=True, check=False)
-
-    def _ssh(self) -> Sequence[str]:
+    @property
+    def ssh(self) -> list[str]:
+        """Return the words before a command that is to run in it."""
         options = {
             "BatchMode": "yes",
             "ConnectTimeout": "10",
@@ -192,9 +178,28 @@ class Machine:
         }
         given = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
         where = ["-p", str(_SSH_PORT + self._number), "-i", str(self._key), "root@127.0.0.1"]
-        return ["ssh", "-F", "none", *given, *where]
+        return self._namespace.command("ssh", "-F", "none", *given, *where)
 
-    def _qemu_command(self, kernel_options: Sequence[str]) -> list[str]:
+    def _answers(self) -> bool:
+        if self._qemu is not None and not self._qemu.is_running:
+            raise VmError(f"{self.name}: QEMU has ended\n{self.console_tail()}")
+        try:
+            return self.attempt("true", timeout=_ANSWERS_WITHIN).code == 0
+        except VmError:
+            return False
+
+    def _booted_since(self, before: str) -> bool:
+        """Return whether it answers in another boot; a connection to the former one is useless."""
+        up = self._answers() and self.boot_id() != before
+        if not up:
+            self._hang_up()
+        return up
+
+    def _hang_up(self) -> None:
+        """End the shared connection, if there is one: it would outlive the machine's boot."""
+        subprocess.run([*self.ssh, "-O", "exit"], capture_output=True, check=False)
+
+    def _qemu_command(self, *kernel_options: str) -> list[str | Path]:
         options = (
             *("console=ttyS0", "quiet", "net.ifnames=0", "panic=5", "mitigations=off"),
             f"systemd.hostname={self.name}",
@@ -206,10 +211,10 @@ class Machine:
             *("nice", "qemu-system-x86_64", "-name", self.name, "-M", "q35", "-cpu", "max"),
             *("-accel", "tcg,tb-size=256"),  # never KVM: it opens here, and then hangs
             *("-smp", "1", "-m", str(MEMORY), "-nodefaults", "-display", "none", "-serial", "stdio"),
-            *("-kernel", str(self.kernel.vmlinuz), "-initrd", str(self.kernel.initrd)),
+            *("-kernel", self._kernel.vmlinuz, "-initrd", self._kernel.initrd),
             *("-append", " ".join(options)),
             *("-drive", f"file={self._disk},format=qcow2,if=virtio,cache=unsafe"),
-            *("-drive", f"file={self.kernel.modules},format=raw,if=virtio,readonly=on"),
+            *("-drive", f"file={self._kernel.modules},format=raw,if=virtio,readonly=on"),
             *("-netdev", f"user,id=out,restrict=on,{forward}"),
             *("-device", f"virtio-net-pci,netdev=out,mac=52:54:00:00:00:{self._number:02x}"),
             *("-netdev", f"socket,id=lab,mcast={_GROUP},localaddr=127.0.0.1"),

@@ -22,7 +22,9 @@ def sources(*suites: str) -> tuple[str, ...]:
     Raises VmError where this machine's apt knows no mirror of Debian.
     """
     mirrors = _mirrors()
-    return tuple(f"deb [signed-by={_KEYRING}] {_uri(mirrors, suite)} {suite} main" for suite in suites)
+    return tuple(
+        f"deb [signed-by={_KEYRING}] {_uri(mirrors, suite)} {suite} main" for suite in suites
+    )
 
 
 def default_suites() -> tuple[str, str]:

@@ -10,7 +10,16 @@ from vm.command import run
 from vm.disk import make_disk
 
 _PACKAGES = (
-    *("systemd-sysv", "dbus", "udev", "kmod", "procps", "sudo", "ca-certificates", "openssh-server"),
+    *(
+        "systemd-sysv",
+        "dbus",
+        "udev",
+        "kmod",
+        "procps",
+        "sudo",
+        "ca-certificates",
+        "openssh-server",
+    ),
     *("iproute2", "iputils-ping", "nftables", "iptables", "conntrack", "ethtool", "tcpdump"),
     *("python3", "python3-venv", "python3-bpfcc", "etcd-server", "etcd-client"),
     *("containernetworking-plugins", "iperf3"),
@@ -37,7 +46,7 @@ cat >"$root/etc/systemd/network/eth0.network" <<'END'
 {_NETWORK}END
 systemctl --root="$root" enable systemd-networkd systemd-network-generator >&2
 systemctl --root="$root" disable etcd apt-daily.timer apt-daily-upgrade.timer nftables >&2
-systemctl --root="$root" mask systemd-networkd-wait-online.service >&2
+systemctl --root="$root" mask systemd-networkd-wait-online.service serial-getty@ttyS0.service >&2
 printf 'UseDNS no\\n' >"$root/etc/ssh/sshd_config.d/lab.conf"
 """
 """$1 is the new root, $2 the public key. machine-id stays empty: each machine makes its own."""
@@ -71,7 +80,7 @@ def _build(made: Path) -> None:
             [
                 *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"),
                 f"--include={','.join(_PACKAGES)}",
-                f"--customize-hook=sh {setup} \"$1\" {key}.pub",
+                f'--customize-hook=sh {setup} "$1" {key}.pub',
                 *(RELEASE, root),
                 *sources(*default_suites()),
             ]

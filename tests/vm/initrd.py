@@ -83,7 +83,20 @@ def _cpio(entries: Iterable[_Entry]) -> bytes:
 def _member(number: int, entry: _Entry) -> bytes:
     name = entry.name.encode() + b"\0"
     links = 2 if entry.mode == _DIRECTORY else 1
-    fields = (number, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, *entry.device, len(name), 0)
+    fields = (
+        number,
+        entry.mode,
+        0,
+        0,
+        links,
+        0,
+        len(entry.data),
+        0,
+        0,
+        *entry.device,
+        len(name),
+        0,
+    )
     head = b"070701" + b"".join(b"%08X" % field for field in fields) + name
     return _padded(head) + _padded(entry.data)
 

@@ -27,6 +27,12 @@ class Kernel:
     initrd: Path
     modules: Path
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """Return the first two numbers of the release."""
+        major, minor = self.release.split(".")[:2]
+        return int(major), int(minor)
+
 
 def kernel(package: str) -> Kernel:
     """Return the kernel of a package: `NAME`, `NAME=VERSION` or `NAME/SUITE`. Raises VmError.
@@ -49,10 +55,9 @@ def kernel(package: str) -> Kernel:
 def _build(package: str, made: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="kersey-kernel-") as scratch:
         tree = Path(scratch) / "tree"
-        suites = default_suites()
-        if "/" in package:
-            suites = (*suites, package.split("/")[1])
-        archive = Archive(Path(scratch) / "apt", *dict.fromkeys(suites))
+        named = package.partition("/")[2:]
+        suites = dict.fromkeys(filter(None, (*default_suites(), *named)))
+        archive = Archive(Path(scratch) / "apt", *suites)
         for part in (*_packages(archive, package), f"busybox-static/{RELEASE}"):
             run(["dpkg", "--extract", archive.download(part), tree])
         _arrange(tree, made)

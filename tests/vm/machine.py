@@ -7,6 +7,7 @@ namespace, so that its ports and the multicast group that joins the machines are
 
 import shlex
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -43,7 +44,10 @@ class Spoken:
 
 
 class Machine:
-    """A machine that keeps its disk when it is stopped; a context manager that ends QEMU."""
+    """A machine that keeps its disk when it is stopped; a context manager that ends QEMU.
+
+    `ssh` are the words before its name and a command.
+    """
 
     def __init__(
         self,
@@ -54,14 +58,15 @@ class Machine:
         kernel: Kernel,
         image: Image,
         namespace: Namespace,
+        ssh: Sequence[str],
         directory: Path,
     ) -> None:
         self.name = name
         self.address = address
         self._number = number
         self._kernel = kernel
-        self._key = image.key
         self._namespace = namespace
+        self._ssh = ssh
         self._directory = directory
         self._console = directory / f"{name}.console"
         self._disk = directory / f"{name}.qcow2"
@@ -98,17 +103,29 @@ class Machine:
             raise VmError(f"{self.name}: {command}: exit {said.code}\n{said.out}{said.err}")
         return said.out
 
-    def attempt(self, command: str, *, timeout: float = COMMAND_WITHIN, stdin: bytes = b"") -> Spoken:
+    def attempt(
+        self, command: str, *, timeout: float = COMMAND_WITHIN, stdin: bytes = b""
+    ) -> Spoken:
         """Return how a shell command ended. Raises VmError if it could not be run to its end."""
         try:
             done = subprocess.run(
-                [*self.ssh, command], input=stdin, capture_output=True, timeout=timeout, check=False
+                [*self._ssh, self.name, command],
+                input=stdin,
+                capture_output=True,
+                timeout=timeout,
+                check=False,
             )
         except subprocess.TimeoutExpired as error:
             raise VmError(f"{self.name}: {command}: not within {timeout:g} s") from error
-        said = Spoken(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        said = Spoken(
+            done.returncode,
+            done.stdout.decode(errors="replace"),
+            done.stderr.decode(errors="replace"),
+        )
         if said.code == _SSH_FAILED:
-            raise VmError(f"{self.name}: {command}: no connection: {said.err}\n{self.console_tail()}")
+            raise VmError(
+                f"{self.name}: {command}: no connection: {said.err}\n{self.console_tail()}"
+            )
         return said
 
     def send(self, tree: Path, target: str, *names: str) -> None:
@@ -116,7 +133,9 @@ class Machine:
         pack = ["tar", "-C", str(tree), "-cf", "-", *(names or ".")]
         packed = subprocess.run(pack, stdout=subprocess.PIPE, check=True).stdout
         place = shlex.quote(target)
-        said = self.attempt(f"mkdir -p {place} && tar -xf - --no-same-owner -C {place}", stdin=packed)
+        said = self.attempt(
+            f"mkdir -p {place} && tar -xf - --no-same-owner -C {place}", stdin=packed
+        )
         if said.code:
             raise VmError(f"{self.name}: copying to {target}: {said.err}")
 
@@ -130,7 +149,9 @@ class Machine:
         self.attempt("systemctl reboot --no-block")
         self._hang_up()
         try:
-            wait_until(lambda: self._booted_since(before), timeout=BOOT_WITHIN, what=f"{self.name} reboots")
+            wait_until(
+                lambda: self._booted_since(before), timeout=BOOT_WITHIN, what=f"{self.name} reboots"
+            )
         except TimeoutError as error:
             raise VmError(f"{error}\n{self.console_tail()}") from error
 
@@ -162,23 +183,14 @@ class Machine:
         return "\n".join(lines[-_CONSOLE_LINES:])
 
     @property
-    def ssh(self) -> list[str]:
-        """Return the words before a command that is to run in it."""
-        options = {
-            "BatchMode": "yes",
-            "ConnectTimeout": "10",
-            "ControlMaster": "auto",
-            "ControlPath": str(self._directory / f"{self.name}.ssh"),
-            "ControlPersist": "yes",
-            "LogLevel": "ERROR",
-            "ServerAliveInterval": "30",
-            "ServerAliveCountMax": "10",
-            "StrictHostKeyChecking": "no",  # it is behind a port of the lab's own loopback
-            "UserKnownHostsFile": "/dev/null",
-        }
-        given = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
-        where = ["-p", str(_SSH_PORT + self._number), "-i", str(self._key), "root@127.0.0.1"]
-        return self._namespace.command("ssh", "-F", "none", *given, *where)
+    def ssh_entry(self) -> str:
+        """Return what an ssh_config(5) says of it."""
+        return f"""\
+Host {self.name}
+    HostName 127.0.0.1
+    Port {_SSH_PORT + self._number}
+    ControlPath {self._directory}/{self.name}.ssh
+"""
 
     def _answers(self) -> bool:
         if self._qemu is not None and not self._qemu.is_running:
@@ -197,7 +209,7 @@ class Machine:
 
     def _hang_up(self) -> None:
         """End the shared connection, if there is one: it would outlive the machine's boot."""
-        subprocess.run([*self.ssh, "-O", "exit"], capture_output=True, check=False)
+        subprocess.run([*self._ssh, "-O", "exit", self.name], capture_output=True, check=False)
 
     def _qemu_command(self, *kernel_options: str) -> list[str | Path]:
         options = (
@@ -208,9 +220,19 @@ class Machine:
         )
         forward = f"hostfwd=tcp:127.0.0.1:{_SSH_PORT + self._number}-:22"
         return [
-            *("nice", "qemu-system-x86_64", "-name", self.name, "-M", "q35", "-cpu", "max"),
+            *("qemu-system-x86_64", "-name", self.name, "-M", "q35", "-cpu", "max"),
             *("-accel", "tcg,tb-size=256"),  # never KVM: it opens here, and then hangs
-            *("-smp", "1", "-m", str(MEMORY), "-nodefaults", "-display", "none", "-serial", "stdio"),
+            *(
+                "-smp",
+                "1",
+                "-m",
+                str(MEMORY),
+                "-nodefaults",
+                "-display",
+                "none",
+                "-serial",
+                "stdio",
+            ),
             *("-kernel", self._kernel.vmlinuz, "-initrd", self._kernel.initrd),
             *("-append", " ".join(options)),
             *("-drive", f"file={self._disk},format=qcow2,if=virtio,cache=unsafe"),

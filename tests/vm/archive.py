@@ -23,7 +23,7 @@ def sources(*suites: str) -> tuple[str, ...]:
     """
     mirrors = _mirrors()
     return tuple(
-        f"deb [signed-by={_KEYRING}] {_uri(mirrors, suite)} {suite} main" for suite in suites
+        f"deb [signed-by={_KEYRING}] {suite_uri(mirrors, suite)} {suite} main" for suite in suites
     )
 
 
@@ -39,8 +39,11 @@ def _mirrors() -> dict[str, str]:
     return {suite: uri for suite, component, uri in found if component == "main"}
 
 
-def _uri(mirrors: dict[str, str], suite: str) -> str:
-    """Return where a suite is: all security suites are in one place, all others in another."""
+def suite_uri(mirrors: dict[str, str], suite: str) -> str:
+    """Return where a suite is, from where others are: security suites are in a place of their own.
+
+    Raises VmError where that is not known.
+    """
     for known, uri in mirrors.items():
         if known.endswith("-security") == suite.endswith("-security"):
             return uri

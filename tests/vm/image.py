@@ -46,10 +46,13 @@ cat >"$root/etc/systemd/network/eth0.network" <<'END'
 {_NETWORK}END
 systemctl --root="$root" enable systemd-networkd systemd-network-generator >&2
 systemctl --root="$root" disable etcd apt-daily.timer apt-daily-upgrade.timer nftables >&2
-systemctl --root="$root" mask systemd-networkd-wait-online.service serial-getty@ttyS0.service >&2
-printf 'UseDNS no\\n' >"$root/etc/ssh/sshd_config.d/lab.conf"
+systemctl --root="$root" mask systemd-networkd-wait-online serial-getty@ttyS0 systemd-logind >&2
+printf 'UseDNS no\\nUsePAM no\\nLoginGraceTime 0\\n' >"$root/etc/ssh/sshd_config.d/lab.conf"
 """
-"""$1 is the new root, $2 the public key. machine-id stays empty: each machine makes its own."""
+"""$1 is the new root, $2 the public key. machine-id stays empty: each machine makes its own.
+
+No services of login sessions: on a busy host an emulated machine would do little else than start
+them, time them out and start them again."""
 
 _MEGABYTES = 4096
 

@@ -32,7 +32,7 @@ Host *
     User root
     IdentityFile {key}
     BatchMode yes
-    ConnectTimeout 10
+    ConnectTimeout 90
     ControlMaster auto
     ControlPersist yes
     LogLevel ERROR

@@ -64,6 +64,24 @@ missing_bench_packages() {
 	[ -e /usr/include/stdio.h ] || echo libc6-dev
 }
 
+# The machines have everything else in their own image.
+missing_vm_packages() {
+	has qemu-system-x86_64 || echo qemu-system-x86
+	has qemu-img || echo qemu-utils
+	has mmdebstrap || echo mmdebstrap
+	has mke2fs || echo e2fsprogs
+	has depmod || echo kmod
+	has ssh || echo openssh-client
+	has ip || echo iproute2
+	python_has ensurepip || echo python3-venv # pip, for the package's wheels
+}
+
+prepare_vms() {
+	local packages
+	mapfile -t packages < <(missing_vm_packages)
+	[ "${#packages[@]}" = 0 ] || install_packages "${packages[@]}"
+}
+
 install_packages() {
 	has apt-get || die 1 "please install what provides: $*"
 	say "installing packages: $*"

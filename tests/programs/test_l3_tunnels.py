@@ -116,8 +116,10 @@ def test_packet_of_an_admitted_flow_leaves_in_a_tunnel_header(lab: Lab, inner: b
 
 
 def test_identification_does_not_repeat(lab: Lab) -> None:
-    lab.admit(UDP_FLOW)
-    idents = {from_pod(lab, sent()).packet[18:20] for _ in range(100)}
+    idents = set()
+    for _ in range(100):
+        lab.admit(UDP_FLOW)  # an admission ends within seconds, which an emulated machine needs
+        idents.add(from_pod(lab, sent()).packet[18:20])
     assert len(idents) == 100
 
 

@@ -42,7 +42,7 @@ class Stream:
     sending: Running
     pinging: Running | None
 
-    def report(self) -> Row:
+    def report(self, check: str) -> Row:
         """Return what was lost, after the end. Raises MachineError."""
         told: Mapping[str, float] = json.loads(self.sending.result())
         figures = {f"datagrams_{name}": value for name, value in told.items()}
@@ -53,7 +53,7 @@ class Stream:
             words += f" and {lost:,} of {sent:,} pings"
         well = told["sent"] > 0 and not told["lost"] and not figures.get("pings_lost")
         words += f" lost, longest gap {told['longest_gap_ms']:g} ms"
-        return Row("restart", f"{self.source} to {self.target}", well, words, figures)
+        return Row(check, f"{self.source} to {self.target}", well, words, figures)
 
 
 def share_rows(nodes: Sequence[Node], *, seconds: float, least: float) -> list[Row]:
@@ -76,13 +76,21 @@ def restart_rows(nodes: Sequence[Node], *, seconds: float) -> list[Row]:
 
     Raises MachineError.
     """
+    return loss_rows("restart", nodes, "systemctl restart kersey", seconds=seconds)
+
+
+def loss_rows(check: str, nodes: Sequence[Node], script: str, *, seconds: float) -> list[Row]:
+    """Run shell lines on all machines, one after the other, under datagrams and pings.
+
+    Returns what was lost of each stream. Raises MachineError.
+    """
     with ring(nodes, pings=True) as streams:
         time.sleep(seconds / 2)
         for node in nodes:
-            node.machine.run("systemctl restart kersey")
+            node.machine.run(script)
         time.sleep(seconds / 2)
         _end_sending([stream.source.machine for stream in streams])
-        return [stream.report() for stream in streams]
+        return [stream.report(check) for stream in streams]
 
 
 @contextmanager

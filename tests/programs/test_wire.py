@@ -161,6 +161,22 @@ def test_forged_packet_is_dropped_as_from_uplink_would(
         assert (found.action, found.packet, found.counted) == (XdpAction.PASS, frame, ())
 
 
+def test_whoever_watches_is_told_of_what_is_dropped(lab: Lab) -> None:
+    frame = outer(lab, datagram(), src=OTHER_NODE)
+    with lab.watched() as (_, watch):
+        lab.run_wire(frame)
+        lab.run_wire(outer(lab, datagram()))
+        (found,) = watch.packets(0)
+    assert (found.program, found.verdict) == (Program.WIRE, Verdict.FOREIGN_SOURCE)
+    assert (found.dropped, found.length) == (True, len(frame))
+    assert (found.outer_source, found.outer_destination) == (
+        IPv4Address(OTHER_NODE),
+        IPv4Address(NODE),
+    )
+    assert (found.source, found.destination) == (IPv4Address(REMOTE), IPv4Address(POD))
+    assert (found.protocol, found.source_port, found.destination_port) == (p.UDP, 80, 40000)
+
+
 @pytest.mark.parametrize("spoof", SpoofCheck)
 def test_frame_that_claims_to_be_opened_already_is_always_dropped(
     lab: Lab, spoof: SpoofCheck

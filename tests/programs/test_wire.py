@@ -460,6 +460,12 @@ def test_padding_of_a_direct_peers_frame_does_not_matter_but_more_does(lab: Lab)
     assert lab.run_wire(from_direct(length=80)).counted == ()
 
 
+def _peer_has_a_tunnel(lab: Lab) -> None:
+    peer = PeerEntry(DIRECT, IPv4Address(DIRECT_NODE), p.mac(PEER_VTEP))
+    lab.datapath.put_peer(peer)  # which voids flows
+    _redirecting(lab)
+
+
 LEFT_TO_TC: dict[str, tuple[Callable[[Lab], object], Callable[[], bytes]]] = {
     "no-frames-taken": (
         lambda lab: lab.datapath.maps["redirect_ports"].delete(lab.port.to_bytes(4, "little")),
@@ -471,12 +477,7 @@ LEFT_TO_TC: dict[str, tuple[Callable[[Lab], object], Callable[[], bytes]]] = {
     "vlan-tag": (lambda _lab: None, lambda: tagged(from_direct())),
     "broadcast": (lambda _lab: None, lambda: p.mac(BROADCAST) + from_direct()[6:]),
     "not-to-a-pod": (lambda _lab: None, lambda: from_direct(dst="192.0.2.1")),
-    "peer-with-a-tunnel": (
-        lambda lab: lab.datapath.put_peer(
-            PeerEntry(DIRECT, IPv4Address(DIRECT_NODE), p.mac(PEER_VTEP))
-        ),
-        from_direct,
-    ),
+    "peer-with-a-tunnel": (_peer_has_a_tunnel, from_direct),
 }
 
 

@@ -83,9 +83,9 @@ def test_native_xdp_carries_every_packet_and_survives_restarts(
         # GRO has merged what wire has opened.
         assert counted(two, "from_uplink", "fast") < counted(two, "wire", verdict) // 2
     with udp_probe(
-        source.namespace, destination.namespace, destination.address, rate=5_000
-    ) as probe:
-        probe.wait_flowing(2_000)
+        source.namespace, destination.namespace, destination.address, rate=1_000
+    ) as probe:  # with XDP a veth queues 256 frames: a busy machine overruns that by itself
+        probe.wait_flowing(1_000)
         before = counted(two, "wire", verdict)
         for node in (one, two):
             node.daemon.restart()
@@ -93,10 +93,10 @@ def test_native_xdp_carries_every_packet_and_survives_restarts(
         two.daemon.kill()
         two.daemon.start(*options)
         two.daemon.wait_ready()
-        probe.wait_flowing(2_000)
+        probe.wait_flowing(1_000)
         report = probe.stop()
     assert report.lost == 0, (report.sent, report.lost, report.longest_gap)
-    assert counted(two, "wire", verdict) - before > 2_000
+    assert counted(two, "wire", verdict) - before > 1_000
     if not is_direct:
         before = counted(two, "wire", "unknown_node")
         send_forged(cluster, two, backend, count=50)

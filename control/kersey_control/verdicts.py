@@ -3,7 +3,7 @@
 A verdict's name is that of the metric's label (`kersey_packets_total{verdict=...}`). Pure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from kersey_loader.layout import Verdict
 
@@ -45,6 +45,7 @@ WORDS: Mapping[Verdict, str] = {
     Verdict.UNSEEN: "did not come in as it goes out: a rule translates it, or this node sent it",
     Verdict.CHANGED: "its TOS or TTL was changed on its way through the stack",
     Verdict.OTHER_GATEWAY: "leaves by another way than the lease says (ip rule, ip neigh)",
+    Verdict.DECAPSULATED: "its tunnel's headers are off; from_uplink judges what was inside",
     Verdict.UNKNOWN_NODE: "its sender is no node of this network (kersey leases)",
     Verdict.FOREIGN_SOURCE: "its inner source is in another node's subnet (kersey leases), not in"
     " its sender's",
@@ -57,13 +58,22 @@ WORDS: Mapping[Verdict, str] = {
 FORGED = frozenset(verdict for verdict in Verdict if verdict.forged)
 """Its sender may not send it: dropped, unless --spoof-check says otherwise."""
 
-SLOW = frozenset(Verdict) - FORGED - {Verdict.FAST, Verdict.WITNESSED, Verdict.UNRELATED}
+SLOW = (
+    frozenset(Verdict)
+    - FORGED
+    - {Verdict.FAST, Verdict.WITNESSED, Verdict.UNRELATED, Verdict.DECAPSULATED}
+)
 """Left to the stack although it is the overlay's, and no witness."""
 
 
 def name_of(verdict: Verdict) -> str:
     """Return a verdict's name in metrics and messages."""
     return verdict.name.lower()
+
+
+def words_of(verdicts: Collection[Verdict]) -> dict[str, str]:
+    """Return what these verdicts mean by their names, in the order of `Verdict`."""
+    return {name_of(verdict): WORDS[verdict] for verdict in sorted(verdicts)}
 
 
 def forged_among(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:

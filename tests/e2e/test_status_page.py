@@ -18,10 +18,13 @@ from kersey_control.metrics.server import MetricsServer
 from kersey_control.metrics.status_page import page_resources
 from kersey_control.status import Status
 from kersey_control.told import ToldOptions
+from kersey_control.verdicts import WORDS
+from kersey_loader.layout import Verdict
 from overlay_view import SUBNETS, subnet_of
 from testbed import Cluster, Node, udp_probe, wait_until
 
 HOST = "127.0.0.1"
+UNKNOWN = WORDS[Verdict.UNKNOWN_NODE]
 PORT = 9475
 SHOWN = "document.querySelector('main')?.hidden === false"
 HOSTILE = "<img src=/x onerror=document.title='broken'><script>document.title='broken'</script>"
@@ -310,6 +313,20 @@ def test_a_daemon_that_does_not_answer_is_named_with_the_age_of_what_is_shown(sh
     assert shown.browser.count("body.stale") == 0
 
 
+def test_reasons_are_those_of_the_programs_that_leave_packets_to_the_kernel(shown: Shown) -> None:
+    shown.state["status"]["fast_path"]["verdicts"] = {
+        "from_pod": {"fast": 9, "stale": 2, "pod_tunnel": 5},
+        "from_uplink": {"unrelated": 3, "stale": 1, "congestion": 4},
+        "to_overlay": {"witnessed": 8},
+        "wire": {"fast": 7, "decapsulated": 6, "unknown_node": 5},
+    }
+    shown.open()
+    assert [row.split("\t") for row in shown.browser.text("#reasons tbody").splitlines()] == [
+        ["congestion", WORDS[Verdict.CONGESTION], "0", "4"],
+        ["stale", WORDS[Verdict.STALE], "2", "1"],
+    ]
+
+
 def test_another_version_of_the_daemon_brings_its_own_page(shown: Shown) -> None:
     shown.open()
     shown.browser.evaluate("window.old = true")
@@ -329,7 +346,7 @@ def test_the_last_hour_is_told_in_charts(shown: Shown) -> None:
     assert shown.browser.text("#share .words") == "87.5 % of 400 packets; lowest 50.0 %"
     assert shown.browser.text("#traffic .words") == "12.5 MB; most 10 Mbit/s"
     assert shown.browser.text("#forged .words") == "9 packets, dropped"
-    assert "7 of no known node" in shown.browser.text("#forged .keys")
+    assert f"7: {UNKNOWN}" in shown.browser.text("#forged .keys")
     line = shown.browser.evaluate("document.querySelector('#share .line').getAttribute('d')")
     assert line.count("M") == 2  # broken where there was no traffic
     shown.browser.evaluate(
@@ -439,7 +456,7 @@ def test_a_live_daemons_page_shows_its_peers_traffic_and_forged_packets(
             forge(watched, one)
             fast = "document.querySelector('#tiles').innerText.match(/([0-9.]+) %/)?.[1]"
             wait_until(lambda: float(page.evaluate(fast) or 0) > 90, timeout=40, what="fast share")
-            page.wait("document.querySelector('#forged').innerText.includes('1 of no known node')")
+            page.wait(f"document.querySelector('#forged').innerText.includes('1: {UNKNOWN}')")
             page.wait("/bit.s sent/.test(document.querySelector('#tiles').innerText)")
         rows = page.text("#peers tbody")
         assert {subnet_of(two), subnet_of(three)} <= {
@@ -449,7 +466,7 @@ def test_a_live_daemons_page_shows_its_peers_traffic_and_forged_packets(
         assert page.count("#map .title") == 4
         assert page.text("#host")
         assert subnet_of(one) in page.text("#place")
-        assert "not admitted" in page.text("#reasons")
+        assert f"not admitted\t{WORDS[Verdict.NOT_ADMITTED]}\t" in page.text("#reasons")
         assert len(page.colours()) > 100
         assert page.screenshot(tmp_path / "page.png").stat().st_size > 20_000
         assert page.complaints() == []

@@ -57,7 +57,8 @@ def fast_packets(node: Node, cluster: Cluster) -> int | None:
     verdicts = _verdicts(node, cluster)
     if verdicts is None:
         return None
-    return sum(verdicts.get(program, {}).get("fast", 0) for program in ("from_pod", "from_uplink"))
+    programs = ("from_pod", "from_uplink", "wire")
+    return sum(verdicts.get(program, {}).get("fast", 0) for program in programs)
 
 
 def slow_packets(node: Node, cluster: Cluster) -> int:

@@ -260,6 +260,15 @@ def test_the_share_counts_each_packet_between_nodes_once() -> None:
     assert share_text(*fast_and_slow(VERDICTS)) == "90.0 % of 100 packets"
     redirected = {**VERDICTS, "wire": {"fast": 100, "decapsulated": 30}}
     assert share_text(*fast_and_slow(redirected)) == "95.0 % of 200 packets"
+
+
+@pytest.mark.parametrize("program", ["from_uplink", "wire"])
+def test_forged_packets_are_no_part_of_the_share_whoever_drops_them(program: str) -> None:
+    flood = {**VERDICTS, program: {**VERDICTS.get(program, {}), "foreign_source": 10**6}}
+    assert share_text(*fast_and_slow(flood)) == "90.0 % of 100 packets"
+
+
+def test_a_share_of_nothing_is_said_in_words() -> None:
     assert share_text(*fast_and_slow({})) == "no packets yet"
 
 

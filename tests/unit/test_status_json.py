@@ -16,7 +16,9 @@ from kersey_control.metrics.survey import Survey
 from kersey_control.peer import Peer, Via
 from kersey_control.status import PeerState, Status
 from kersey_control.told import ToldOptions
+from kersey_control.verdicts import FORGED, SLOW, WORDS, name_of
 from kersey_loader.errors import BpfError
+from kersey_loader.layout import Verdict
 from kersey_loader.occupancy import Occupancy
 from kersey_loader.peers import Sums
 from testbed import wait_until
@@ -48,9 +50,10 @@ def test_a_sample_is_what_came_between_two_looks() -> None:
 def test_forged_packets_of_all_programs_are_one_count() -> None:
     history = History()
     for count, at in ((0, 0.0), (3, 10.0)):
-        verdicts = {("from_pod", "pod_tunnel"): count, ("from_uplink", "pod_tunnel"): 2 * count}
+        programs = {"from_pod": 1, "from_uplink": 2, "wire": 4}
+        verdicts = {(name, "pod_tunnel"): part * count for name, part in programs.items()}
         history.add(Readings(verdicts=verdicts, total=Sums()), at)
-    assert history.samples[0].forged == {"pod_tunnel": 9}
+    assert history.samples[0].forged == {"pod_tunnel": 21}
 
 
 def test_a_reading_that_failed_makes_the_next_sample_longer() -> None:
@@ -144,6 +147,13 @@ def test_the_json_has_the_status_and_every_peer_with_its_traffic() -> None:
         "slow_received": {"packets": 7, "bytes": 8},
     }
     assert (two["subnet"], two["traffic"]) == (TWO, None)
+
+
+def test_the_json_says_once_what_verdicts_mean() -> None:
+    words = state_of(Status())["words"]
+    assert {*words["slow"], *words["forged"]} == {name_of(each) for each in SLOW | FORGED}
+    assert words["forged"]["unknown_node"] == WORDS[Verdict.UNKNOWN_NODE]
+    assert words["slow"]["stale"] == WORDS[Verdict.STALE]
 
 
 def test_the_json_tells_the_history_by_age(monkeypatch: pytest.MonkeyPatch) -> None:

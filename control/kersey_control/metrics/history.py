@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kersey_loader.layout import Verdict
 from kersey_loader.peers import Sums
 
 from kersey_control.metrics.readings import Readings
+from kersey_control.verdicts import FORGED, name_of
 
 MOST = 360
 """Samples; an hour of them, as the maps are looked at every ten seconds."""
@@ -19,7 +19,7 @@ MOST = 360
 _SHORTEST = 5.0
 """Seconds: looks that follow each other faster are one sample."""
 
-_FORGED = frozenset(verdict.name.lower() for verdict in Verdict if verdict.forged)
+_FORGED = frozenset(map(name_of, FORGED))
 
 
 @dataclass(frozen=True, slots=True)

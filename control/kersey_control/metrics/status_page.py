@@ -19,6 +19,7 @@ from kersey_control.metrics.resource import Resource
 from kersey_control.status import Status
 from kersey_control.status_socket import describe, describe_peers
 from kersey_control.told import ToldOptions, ToldPeer, ToldStatus, encode
+from kersey_control.verdicts import FORGED, SLOW, words_of
 
 _FILES = Path(__file__).parent / "page"
 _HEADERS = {
@@ -66,6 +67,13 @@ class PageSample(msgspec.Struct, frozen=True):
     forged: Mapping[str, int]
 
 
+class PageWords(msgspec.Struct, frozen=True):
+    """What verdicts mean, by their names: why packets are slow, and what is wrong with senders."""
+
+    slow: Mapping[str, str]
+    forged: Mapping[str, str]
+
+
 class PageState(msgspec.Struct, frozen=True):
     """All that the page shows; `history` is the last hour, the oldest first."""
 
@@ -73,8 +81,10 @@ class PageState(msgspec.Struct, frozen=True):
     status: ToldStatus
     peers: list[PagePeer]
     history: list[PageSample]
+    words: PageWords
 
 
+_WORDS = PageWords(slow=words_of(SLOW), forged=words_of(FORGED))
 _TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript"}
 
 
@@ -101,6 +111,7 @@ def _state(status: Status, options: ToldOptions, reader: Reader, history: Histor
         status=describe(status, options),
         peers=list(_peers(describe_peers(status), reader.read().peers or {})),
         history=list(_told(history.samples, now=time.monotonic())),
+        words=_WORDS,
     )
 
 

@@ -3,7 +3,6 @@
 import { byId, draw, make, write } from "./elements.js";
 import { fate, forgedBy, packetsOf, recent, shareOf } from "./history.js";
 import { HOUR, clock, percent, plural, scaled, whole } from "./values.js";
-import { FORGED } from "./verdicts.js";
 
 // Where a chart's plot is, in pixels; all charts are as wide as the first.
 const PLOT = { width: 0, height: 150, left: 44, right: 6, top: 8, bottom: 20 };
@@ -190,7 +189,8 @@ function showTraffic(answer, length) {
 function showForged(answer, length) {
   const history = recent(answer.history, length);
   const totals = forgedBy(history);
-  const verdicts = [...new Set([...Object.keys(FORGED), ...Object.keys(totals)])];
+  const meaning = answer.words.forged;
+  const verdicts = [...new Set([...Object.keys(meaning), ...Object.keys(totals)])];
   const kind = (verdict) => `r${Math.min(verdicts.indexOf(verdict), 4) + 1}`;
   const rates = (sample) =>
     Object.values(sample.forged).reduce((sum, count) => sum + count, 0) / sample.seconds;
@@ -220,11 +220,11 @@ function showForged(answer, length) {
   ];
   const read = (sample) =>
     Object.entries(sample.forged)
-      .map(([verdict, count]) => `${plural(count, "packet")} ${FORGED[verdict] ?? verdict}`)
-      .join(", ") || "none";
+      .map(([verdict, count]) => `${plural(count, "packet")}: ${meaning[verdict] ?? verdict}`)
+      .join("; ") || "none";
   const keys = Object.entries(totals).map(([verdict, count]) => [
     kind(verdict),
-    `${whole.format(count)} ${FORGED[verdict] ?? verdict}`,
+    `${whole.format(count)}: ${meaning[verdict] ?? verdict}`,
   ]);
   showChart(
     "forged",

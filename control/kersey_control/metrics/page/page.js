@@ -39,7 +39,7 @@ function render() {
   showMap(answer, peers, counts);
   showCharts(answer);
   showPeers(peers);
-  showReasons(answer.status);
+  showReasons(answer);
 }
 
 function showPulse() {

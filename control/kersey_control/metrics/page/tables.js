@@ -3,7 +3,6 @@
 import { byId, keep, make, write } from "./elements.js";
 import { subnetNumber } from "./peers.js";
 import { milliseconds, percent, plural, rate, whole } from "./values.js";
-import { FORGED, REASONS } from "./verdicts.js";
 
 const ROWS = 25; // until all are asked for
 
@@ -165,17 +164,16 @@ function showChosen() {
 }
 
 // Return why single packets went by the kernel: the verdicts of the programs that decide it.
-function reasonsOf(verdicts) {
-  const passed = new Set(["fast", "witnessed", "unrelated", ...Object.keys(FORGED)]);
+function reasonsOf(verdicts, meaning) {
   const [sent, received] = [verdicts.from_pod ?? {}, verdicts.from_uplink ?? {}];
   return [...new Set([...Object.keys(sent), ...Object.keys(received)])]
-    .filter((name) => !passed.has(name))
+    .filter((name) => Object.hasOwn(meaning, name))
     .map((name) => ({ name, sent: sent[name] ?? 0, received: received[name] ?? 0 }))
     .sort((a, b) => b.sent + b.received - a.sent - a.received);
 }
 
-export function showReasons(status) {
-  const reasons = reasonsOf(status.fast_path?.verdicts ?? {});
+export function showReasons({ status, words }) {
+  const reasons = reasonsOf(status.fast_path?.verdicts ?? {}, words.slow);
   write(
     byId("reasons-words"),
     status.fast_path === null
@@ -201,7 +199,7 @@ export function showReasons(status) {
     (row, { name, sent, received }) =>
       [
         name.replaceAll("_", " "),
-        REASONS[name] ?? "",
+        words.slow[name],
         whole.format(sent),
         whole.format(received),
       ].forEach((text, at) => write(row.children[at], text)),

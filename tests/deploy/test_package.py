@@ -196,28 +196,42 @@ def test_the_options_file_holds_variables_that_the_daemon_reads(package: Package
     parse_options([], given)
 
 
+def test_the_service_holds_up_no_kubelet_whose_pods_it_may_wait_for() -> None:
+    assert "Before=" not in (PARTS / "kersey.service").read_text()
+
+
+OPTIONS = """\
+# A password that no shell can read
+FLANNELD_ETCD_PASSWORD=it's $(touch
+KERSEY_CNI_CONF_DIR="/etc/cni/other one"
+"""
+
+
 @contextmanager
-def stubs(folder: Path, *names: str) -> Iterator[Path]:
-    """Make programs that write down how they were called; yield where."""
+def stubs(folder: Path, *names: str, refused: str) -> Iterator[Path]:
+    """Make programs that write down how they were called, and refuse one word; yield where."""
     calls = folder / "calls"
     calls.touch()
     for name in names:
-        (folder / name).write_text(f'#!/bin/sh\necho {name} "$@" >>{calls}\n')
+        refusal = f'case " $* " in *" {refused} "*) exit 1 ;; esac'
+        (folder / name).write_text(f'#!/bin/sh\necho {name} "$@" >>{calls}\n{refusal}\n')
         (folder / name).chmod(0o755)
     yield calls
 
 
-def maintain(folder: Path, script: str, *arguments: str) -> list[str]:
+def maintain(
+    folder: Path, script: str, *arguments: str, there: str = "/run/kersey", refused: str = "-"
+) -> list[str]:
     """Run a maintainer script where systemd seems to run; return what it called."""
     names = ("systemctl", "deb-systemd-helper", "kersey", "policy-rc.d")
     policy = "/usr/sbin/policy-rc.d"
-    with stubs(folder, *names) as calls:
+    with stubs(folder, *names, refused=refused) as calls:
         setting = f"""
             set -e
             mount -t tmpfs tmpfs /run
-            mkdir -p /run/systemd/system /run/kersey
+            mkdir -p /run/systemd/system {there}
             mount -t tmpfs tmpfs /etc/default
-            echo KERSEY_CNI_CONF_DIR=/etc/cni/other >/etc/default/kersey
+            printf %s {shlex.quote(OPTIONS)} >/etc/default/kersey
             [ ! -e {policy} ] || mount --bind {folder}/policy-rc.d {policy}
             exec {shlex.join([str(PARTS / script), *arguments])}
         """
@@ -242,8 +256,23 @@ def test_a_removal_stops_the_daemon_then_cleans_up_what_it_was_told_to_write(
 ) -> None:
     assert maintain(tmp_path, "prerm", "remove") == [
         "systemctl stop kersey.service",
-        "kersey cleanup --cni-conf-dir=/etc/cni/other",
+        "kersey cleanup --cni-conf-dir=/etc/cni/other one",
     ]
+
+
+def test_a_removal_leaves_flannel_alone_where_no_daemon_has_run(tmp_path: Path) -> None:
+    called = maintain(tmp_path, "prerm", "remove", there="/run/flannel")
+    assert called == ["systemctl stop kersey.service"]
+
+
+@pytest.mark.parametrize("refused", ["is-enabled", "restart", "try-restart"])
+def test_an_installation_ends_well_whatever_systemd_refuses(tmp_path: Path, refused: str) -> None:
+    assert maintain(tmp_path, "postinst", "configure", refused=refused)
+
+
+def test_a_masked_service_stays_off(tmp_path: Path) -> None:
+    called = maintain(tmp_path, "postinst", "configure", refused="kersey.service")
+    assert called[-1] == "systemctl --no-block try-restart kersey.service"
 
 
 def test_installed_removed_and_purged_it_leaves_nothing(package: Package, tmp_path: Path) -> None:

@@ -152,15 +152,15 @@ def _uplink(status: Status) -> ToldUplink | None:
 def _fast_path(status: Status) -> ToldFastPath | None:
     if status.verdicts is None:
         return None
+    xdp = ToldXdp(status.xdp_mode, status.xdp_reason) if status.xdp_mode else None
     try:
         verdicts = status.verdicts()
     except (LoaderError, OSError) as error:
-        return ToldFastPath({}, {**status.fast_path_troubles, "counters": str(error)})
+        return ToldFastPath({}, {**status.fast_path_troubles, "counters": str(error)}, xdp)
     counts: dict[str, dict[str, int]] = {}
     for (program, verdict), count in verdicts.items():
         if count:
             counts.setdefault(program, {})[verdict] = count
-    xdp = ToldXdp(status.xdp_mode, status.xdp_reason) if status.xdp_mode else None
     return ToldFastPath(counts, status.fast_path_troubles, xdp)
 
 

@@ -178,7 +178,10 @@ def test_maps_that_cannot_be_read_are_a_trouble_and_no_failure() -> None:
     def closed() -> Mapping[Any, Any]:
         raise BpfError("read verdicts", 9, "Bad file descriptor")
 
-    state = state_of(Status(verdicts=closed, traffic=closed, peers=(peer(ONE),)))
+    state = state_of(
+        Status(verdicts=closed, traffic=closed, peers=(peer(ONE),), xdp_mode="off", xdp_reason="x")
+    )
+    assert state["status"]["fast_path"]["xdp"] == {"mode": "off", "reason": "x"}
     assert "Bad file descriptor" in state["status"]["fast_path"]["troubles"]["counters"]
     assert state["peers"][0]["traffic"] is None
 

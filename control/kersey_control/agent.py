@@ -28,7 +28,16 @@ from kersey_control.errors import (
     KerseyError,
     UplinkError,
 )
-from kersey_control.events import Changed, Lost, Removed, Restored, Skipped, Snapshot, StoreEvent
+from kersey_control.events import (
+    Changed,
+    Forgotten,
+    Lost,
+    Removed,
+    Restored,
+    Skipped,
+    Snapshot,
+    StoreEvent,
+)
 from kersey_control.fast_path import FastPath
 from kersey_control.forwarding import AuditResult, Forwarding, Home
 from kersey_control.host_network import find_uplink
@@ -432,11 +441,16 @@ class Agent:
                 logger.info("lease store answers again")
             case Changed(lease):
                 logger.debug("lease event", extra={"event": "Changed"})
-                if lease.node_id in status.skipped:
-                    others = status.skipped.items()
-                    status.skipped = {name: why for name, why in others if name != lease.node_id}
+                self._forget_skipped(lease.node_id)
+            case Forgotten(record):
+                self._forget_skipped(record)
             case Removed():
                 logger.debug("lease event", extra={"event": "Removed"})
+
+    def _forget_skipped(self, record: str) -> None:
+        found = self._status.skipped
+        if record in found:
+            self._status.skipped = {name: why for name, why in found.items() if name != record}
 
     def _become_ready(self) -> None:
         if not self._status.ready:

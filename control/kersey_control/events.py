@@ -16,6 +16,13 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A record that may have been skipped is gone, or claims nothing any more."""
+
+    record: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Every lease at one instant, in the order of writing. What is not in it does not exist."""
 
@@ -49,4 +56,4 @@ class Restored:
     """The store answers again; sent once per outage."""
 
 
-StoreEvent: TypeAlias = Snapshot | Changed | Removed | Skipped | Lost | Restored
+StoreEvent: TypeAlias = Snapshot | Changed | Removed | Skipped | Forgotten | Lost | Restored

@@ -10,6 +10,7 @@ from ipaddress import IPv4Network
 
 from kersey_control.events import (
     Changed,
+    Forgotten,
     Lost,
     Removed,
     Restored,
@@ -67,7 +68,7 @@ class LeaseTable:
                 return self._put(lease)
             case Removed(subnet):
                 return self._remove(subnet)
-            case Skipped() | Lost() | Restored():
+            case Skipped() | Forgotten() | Lost() | Restored():
                 return Delta()
 
     def _replace(self, leases: Iterable[Lease]) -> Delta:

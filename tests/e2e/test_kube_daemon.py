@@ -166,6 +166,8 @@ def test_nodes_that_claim_what_is_ours_are_named_in_events(network: KubeNetwork)
     assert "node twin: podCIDR: got '10.244.1.0/24'" in wait_event(network, one, "NodeIgnored")
     assert f"{THREE}: node: got our own address" in wait_event(network, one, "PeersRefused")
     assert peer_routes(one) == {TWO}
+    network.api.delete("twin")
+    wait_event(network, one, "NodesRead")
     network.api.delete("double")
     wait_event(network, one, "PeersProgrammed")
     assert "PeersRefused" not in events_of(network, two)

@@ -1,12 +1,13 @@
 """The table of nodes against a model that knows no events: whatever happens, both agree."""
 
+from functools import partial
 from ipaddress import IPv4Network
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kersey_control.events import Changed, Removed, Skipped, Snapshot, StoreEvent
+from kersey_control.events import Changed, Forgotten, Removed, Skipped, Snapshot, StoreEvent
 from kersey_control.lease import Lease
 from kersey_control.subnets.kube_node import Node, Unreadable
 from kersey_control.subnets.kube_table import NodeTable, Own
@@ -47,7 +48,7 @@ def apply(state: dict[IPv4Network, Lease], events: list[StoreEvent]) -> None:
             case Removed(subnet):
                 del state[subnet]  # KeyError: a lease is only removed where there was one
             case _:
-                assert isinstance(event, Skipped)
+                assert isinstance(event, Skipped | Forgotten)
 
 
 class Model:
@@ -147,6 +148,16 @@ def test_an_unreadable_node_is_reported_once_and_takes_its_lease_along() -> None
     assert table.put(bad) == []
     assert table.put(make_node(1)) == [Changed(make_lease(1))]
     assert table.replace([bad, make_node(2)]) == Snapshot((make_lease(2),), (skipped,))
+
+
+def test_a_skipped_node_that_is_gone_or_claims_nothing_any_more_is_forgotten() -> None:
+    table = NodeTable(lambda: OWN)
+    twin = make_node(OWN_NUMBER, name="twin")
+    idle = make_node(OWN_NUMBER, name="twin", pod_cidrs=())
+    for change in (partial(table.remove, "twin"), partial(table.put, idle)):
+        assert [type(event) for event in table.put(twin)] == [Skipped]
+        assert change() == [Forgotten("twin")]
+        assert table.remove("twin") == []
 
 
 @pytest.mark.parametrize(

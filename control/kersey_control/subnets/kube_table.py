@@ -2,17 +2,21 @@
 
 It promises that whoever applies the events, in order, holds exactly the leases that the nodes given
 last amount to; that a change which touches no lease (a heartbeat) gives no event and builds no
-lease; and that a node which cannot be read is reported once, not at each of its heartbeats.
+lease; and that a node which cannot be read is reported once, not at each of its heartbeats, and
+forgotten when it is gone.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from typing import TypeAlias
 
 from kersey_control.errors import InvalidInputError
-from kersey_control.events import Changed, Removed, Skipped, Snapshot
+from kersey_control.events import Changed, Forgotten, Removed, Skipped, Snapshot
 from kersey_control.lease import Lease
 from kersey_control.subnets.kube_node import Node, Unreadable
+
+NodeEvent: TypeAlias = Changed | Removed | Skipped | Forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ class NodeTable:
             skipped=tuple(event for event in events if isinstance(event, Skipped)),
         )
 
-    def put(self, node: Node | Unreadable, revision: str = "") -> list[Changed | Removed | Skipped]:
+    def put(self, node: Node | Unreadable, revision: str = "") -> list[NodeEvent]:
         """Take in a node that is new or may have changed, with this revision."""
         known = self._entries.get(node.name)
         disputed = self._is_disputed(node, revision)
@@ -68,19 +72,22 @@ class NodeTable:
             return []
         if known is not None and known.node == node and known.is_disputed == disputed:
             return []
-        events: list[Changed | Removed | Skipped] = []
+        events: list[NodeEvent] = []
         lease = None
         try:
             lease = None if disputed else self._lease(node)
         except InvalidInputError as error:
             events.append(Skipped(record=node.name, reason=str(error)))
+        else:
+            events += _forgotten(known) if lease is None else []
         events += self._leave(known, to=lease)
         self._keep(node, lease, disputed=disputed)
         return events if lease is None else [*events, Changed(lease)]
 
-    def remove(self, name: str) -> list[Changed | Removed | Skipped]:
+    def remove(self, name: str) -> list[NodeEvent]:
         """Take in that a node is gone."""
-        return self._leave(self._entries.pop(name, None), to=None)
+        known = self._entries.pop(name, None)
+        return [*self._leave(known, to=None), *_forgotten(known)]
 
     def _is_disputed(self, node: Node | Unreadable, revision: str) -> bool:
         """Return whether this is our node, with something in it that is not ours."""
@@ -111,9 +118,7 @@ class NodeTable:
             others = (name for name in self._holders.get(subnet, ()) if name != node.name)
             self._holders[subnet] = (*others, node.name)
 
-    def _leave(
-        self, known: _Entry | None, *, to: Lease | None
-    ) -> list[Changed | Removed | Skipped]:
+    def _leave(self, known: _Entry | None, *, to: Lease | None) -> list[NodeEvent]:
         """Give up the subnet that an entry had unless it keeps it; another holder comes in."""
         if known is None or known.subnet is None or (to and to.subnet == known.subnet):
             return []
@@ -125,6 +130,12 @@ class NodeTable:
         heir = self._entries[left[-1]].node
         lease = heir.lease() if isinstance(heir, Node) else None
         return [Changed(lease)] if lease and holders[-1] == known.node.name else []
+
+
+def _forgotten(known: _Entry | None) -> list[Forgotten]:
+    """Return that a node is no trouble any more, if it may have been one."""
+    is_skipped = known is not None and known.subnet is None and not known.is_disputed
+    return [Forgotten(known.node.name)] if known and is_skipped else []
 
 
 def _is_before(revision: str, other: str) -> bool:

@@ -231,7 +231,8 @@ def wait_for_start(
             start = _read_start(store)
         except (StoreError, InvalidInputError) as error:
             status.store_trouble = str(error)
-            status.start_trouble = "" if isinstance(error, StoreError) else str(error)
+            if not isinstance(error, StoreError):  # an outage says nothing of what was lacking
+                status.start_trouble = str(error)
             notices.look(status, time.monotonic())
             # An outage by its kind, since its words differ from try to try; a config by its fault.
             kind = type(error).__name__ if isinstance(error, StoreError) else str(error)

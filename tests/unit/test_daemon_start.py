@@ -104,6 +104,15 @@ def test_the_start_waits_for_the_api_and_for_a_subnet_inside_of_the_network(
     assert notice == Notice("CannotStart", troubles[2], is_warning=True)
 
 
+def test_an_outage_is_not_told_as_the_end_of_what_was_lacking() -> None:
+    status = Status()
+    lack = InvalidInputError(field="node n: podCIDR", value="", expected="an IPv4 subnet")
+    answers = (lack, StoreUnavailableError("one"), StoreUnavailableError("two"), lack, GIVEN)
+    store = SlowStore(status, *answers)
+    assert wait_for_start(store, status, threading.Event(), Notices(store.tell)) is not None
+    assert [notice.reason for notice in store.told] == ["CannotStart"]
+
+
 def test_the_end_is_not_held_up_by_the_wait() -> None:
     status, stop = Status(), threading.Event()
     store = SlowStore(status)

@@ -12,10 +12,8 @@ from kersey_control.subnets import kube_events
 from kersey_control.subnets.kube import KubeOptions, KubeStore
 from kersey_control.subnets.kube_events import (
     BURST,
-    INTERVAL,
     MAX_KNOWN,
     MAX_WAITING,
-    Allowance,
     new_event,
 )
 from kersey_control.subnets.kube_options import PodName
@@ -114,15 +112,6 @@ def test_the_node_is_asked_for_where_only_the_pod_is_known(
         store.tell(OFF)
         (event,) = wait_events(api, 1)
     assert event["involvedObject"]["name"] == NODE
-
-
-def test_a_burst_is_let_through_and_then_one_each_interval() -> None:
-    bucket = Allowance(now=0.0)
-    assert sum(bucket.take(1.0) for _ in range(100)) == BURST
-    assert not bucket.take(INTERVAL / 2)
-    assert bucket.take(INTERVAL + 2)
-    assert not bucket.take(INTERVAL + 3)
-    assert sum(bucket.take(1e6) for _ in range(100)) == BURST  # never saved up
 
 
 def test_a_flood_costs_the_server_no_more_than_a_burst(api: ApiServer, store: KubeStore) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from kersey_control.allowance import Allowance
 from kersey_control.errors import KerseyError
 from kersey_control.notice import Notice
 from kersey_control.subnets.kube_http import KubeClient, NotFoundError, Request
@@ -39,22 +40,6 @@ MAX_MESSAGE = 1024
 _LOOK = 0.5
 _TARGET = f"/api/v1/namespaces/{NAMESPACE}/events"
 _encode = msgspec.json.Encoder().encode
-
-
-class Allowance:
-    """A token bucket: `BURST` at once, one more each `INTERVAL` seconds. `now` is monotonic."""
-
-    def __init__(self, now: float) -> None:
-        self._left = float(BURST)
-        self._at = now
-
-    def take(self, now: float) -> bool:
-        """Return whether one more may be sent, and count it."""
-        self._left = min(BURST, self._left + (now - self._at) / INTERVAL)
-        self._at = now
-        is_allowed = self._left >= 1.0
-        self._left -= is_allowed
-        return is_allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +88,7 @@ class EventWriter:
         self._client = client
         self._node_name = node_name
         self._waiting: queue.Queue[Notice] = queue.Queue(MAX_WAITING)
-        self._allowance = Allowance(time.monotonic())
+        self._allowance = Allowance(rate=1 / INTERVAL, burst=BURST)
         self._known: OrderedDict[Notice, Written] = OrderedDict()
         self._reported: type[KerseyError] | None = None
         self._lock = threading.Lock()

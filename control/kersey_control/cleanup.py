@@ -54,7 +54,7 @@ def clean_node(
     yield from _files(subnet_file, state_dir)
 
 
-def release_node(*, bpf_dir: Path, links: Links) -> Iterator[str]:
+def release_node(*, state_dir: Path, bpf_dir: Path, links: Links) -> Iterator[str]:
     """Leave a network that the kernel carries by itself, and that nothing marks as ours.
 
     Devices, addresses, routes, rules, `subnet.env` and CNI configuration stay: what flanneld finds
@@ -69,6 +69,7 @@ def release_node(*, bpf_dir: Path, links: Links) -> Iterator[str]:
         else:
             links.unmark(link)
             yield f"the mark of device {link.name}, which stays"
+    yield from _state(state_dir)
 
 
 def _fast_path(bpf_dir: Path) -> Iterator[str]:
@@ -88,10 +89,19 @@ def _fast_path(bpf_dir: Path) -> Iterator[str]:
 
 def _files(subnet_file: Path, state_dir: Path) -> Iterator[str]:
     """Remove our files by name: the folders may hold others' too."""
-    for path in (subnet_file, state_dir / NODE_ID_FILE):
-        if path.exists():
-            path.unlink()
-            yield f"file {path}"
+    yield from _file(subnet_file)
+    yield from _state(state_dir)
+
+
+def _state(state_dir: Path) -> Iterator[str]:
+    """Remove what says that a daemon of ours has run here."""
+    yield from _file(state_dir / NODE_ID_FILE)
     with suppress(OSError):  # absent, or not empty
         state_dir.rmdir()
         yield f"folder {state_dir}"
+
+
+def _file(path: Path) -> Iterator[str]:
+    if path.exists():
+        path.unlink()
+        yield f"file {path}"

@@ -53,7 +53,10 @@ def test_a_node_given_back_to_flannel_hears_nodes_that_come_later(cluster: Clust
     ready(cluster, "--ip-masq", nodes=1)
     (ours,) = cluster.nodes
     ours.daemon.stop()
-    clean(ours, cluster, "--keep-network")
+    state = ours.state_dir / "kersey"
+    state.mkdir()
+    clean(ours, cluster, "--keep-network", f"--state-dir={state}")
+    assert not state.exists()  # else a removal of the package would clean up after flannel
     late = cluster.add_node()
     theirs = make_vtep(late, OTHERS)
     here = Vtep(ours, ours.pod_subnet().gateway.network, mac=mac_of(ours))

@@ -31,7 +31,7 @@ def run(flags: CleanupFlags) -> int:
 
 def _removed(flags: CleanupFlags, links: Links, rtnl: Rtnl) -> Iterator[str]:
     if flags.keep_network:
-        return release_node(bpf_dir=flags.bpf_dir, links=links)
+        return release_node(state_dir=flags.state_dir, bpf_dir=flags.bpf_dir, links=links)
     return clean_node(
         subnet_file=flags.subnet_file,
         state_dir=flags.state_dir,

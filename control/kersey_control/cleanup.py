@@ -75,7 +75,7 @@ def release_node(*, state_dir: Path, bpf_dir: Path, links: Links) -> Iterator[st
 def _fast_path(bpf_dir: Path) -> Iterator[str]:
     """Take our programs off every device, and their pins; packets take the kernel's own path."""
     try:
-        detached = detach_everything()
+        detached = detach_everything(bpf_dir)
         unpinned = remove_pins(bpf_dir)
         with suppress(OSError):  # absent, or with pins of others
             bpf_dir.rmdir()

@@ -10,20 +10,26 @@ from pathlib import Path
 from kersey_loader.attach import FilterHooks
 from kersey_loader.errors import BpfError
 from kersey_loader.tcx import remove_link
+from kersey_loader.xdp import WireHook
 
 
 def remove_network(directory: Path, *, handle: int) -> int:
     """Take one network's programs off all devices, and unpin what is in `directory`.
 
-    Returns how many pins there were. Raises AttachError, BpfError.
+    Returns how many pins there were but for those of XDP. Raises AttachError, BpfError.
     """
+    _detach_wires(directory.parent, directory.name)
     with FilterHooks(handle) as hooks:
         hooks.remove_all(of_every_network=False)
     return remove_pins(directory.parent, directory.name)
 
 
-def detach_everything() -> int:
-    """Remove all our filters; return how many. Raises AttachError."""
+def detach_everything(directory: Path) -> int:
+    """Remove all our XDP links in `directory`, then all our filters; return how many of these.
+
+    Raises AttachError.
+    """
+    _detach_wires(directory, "*")
     with FilterHooks(0) as hooks:
         return hooks.remove_all(of_every_network=True)
 
@@ -47,3 +53,9 @@ def remove_pins(directory: Path, network: str = "*") -> int:
     except OSError as error:
         raise BpfError(f"unpin below {directory}", error.errno or 0, str(error)) from error
     return count
+
+
+def _detach_wires(directory: Path, network: str) -> None:
+    """Take the XDP programs off: before any of TC, which alone know the frames that they opened."""
+    for home in directory.glob(f"{network}/links"):
+        WireHook(home).detach()

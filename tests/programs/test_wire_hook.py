@@ -2,7 +2,7 @@
 
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -22,9 +22,13 @@ from bpf_lab import (
     XdpAction,
 )
 from bpf_pair import wait_until
+from kersey_loader import remove
+from kersey_loader.attach import Direction, FilterHooks
+from kersey_loader.bpf import detach_link
 from kersey_loader.errors import AttachError
 from kersey_loader.layout import Config, Program, Verdict, WireDuty
-from kersey_loader.xdp import Features, Mode, read_device
+from kersey_loader.tcx import TcxHooks
+from kersey_loader.xdp import Features, Mode, WireHook, read_device
 from wires import VXLAN_WIRE
 
 JUMBO = 9000
@@ -177,3 +181,43 @@ def test_frame_of_the_uplink_is_really_dropped(wired: Lab) -> None:
             raw.send(frame)
     key = (Program.WIRE, Verdict.UNKNOWN_NODE)
     wait_until(lambda: wired.datapath.counters()[key] - before[key] == 20)
+
+
+@pytest.mark.parametrize("of_all_networks", [True, False])
+def test_it_goes_before_the_programs_that_know_what_it_opened(
+    wired: Lab, monkeypatch: pytest.MonkeyPatch, *, of_all_networks: bool
+) -> None:
+    handle = 0x77
+    home = wired.directory / "instance-of-test"
+    (home / "links").mkdir(parents=True)
+    hook = WireHook(home / "links")
+    # In this order, since the newest pin is the first one that a listing has.
+    hook.attach(read_device(wired.uplink), Mode.NATIVE, fd=wired.datapath.program_fd(Program.WIRE))
+    fd = wired.datapath.program_fd(Program.FROM_UPLINK)
+    with FilterHooks(handle) as filters:
+        filters.attach(wired.uplink, Direction.INGRESS, program="from_uplink", fd=fd)
+        other = FilterHooks(handle + 1)
+        TcxHooks(home / "links", other).attach(
+            wired.uplink, Direction.INGRESS, program="from_uplink", fd=fd
+        )
+        other.close()
+    left: list[int] = []
+
+    def watched(take_off: Callable[..., None]) -> Callable[..., None]:
+        def look_and_take_off(*args: object) -> None:
+            left.append(read_device(wired.uplink).program)
+            take_off(*args)
+
+        return look_and_take_off
+
+    monkeypatch.setattr("kersey_loader.tcx.detach_link", watched(detach_link))
+    monkeypatch.setattr(FilterHooks, "_delete", watched(FilterHooks._delete))
+    if of_all_networks:
+        assert remove.detach_everything(wired.directory) == 1
+        remove.remove_pins(wired.directory, home.name)
+    else:
+        remove.remove_network(home, handle=handle)
+    assert len(left) == 3
+    assert left[0] != 0
+    assert left[1:] == [0, 0]
+    assert not home.exists()

@@ -158,10 +158,11 @@ class Datapath:
             counters=maps["peer_counters"],
         )
         self._raw = Config.from_buffer_copy(maps["cfg"].lookup(bytes(4)) or bytes(Config()))
-        # Maps may be fresh while the XDP program on the uplink is not.
-        self._raw.wire |= WireDuty.ATTACHED if self._wire.on() else 0
         self._spoof = SpoofCheck(self._raw.spoof)
         self._complete = True
+        # Maps may be fresh while the XDP program on the uplink is not, or know of one that went.
+        known = WireDuty(self._raw.wire)
+        self._set_duties(known | WireDuty.ATTACHED if self._wire.on() else WireDuty(0))
 
     @property
     def adopted(self) -> bool:

@@ -25,6 +25,7 @@ from bpf_pair import wait_until
 from kersey_loader import remove
 from kersey_loader.attach import Direction, FilterHooks
 from kersey_loader.bpf import detach_link
+from kersey_loader.datapath import load
 from kersey_loader.errors import AttachError
 from kersey_loader.layout import Config, Program, Verdict, WireDuty
 from kersey_loader.tcx import TcxHooks
@@ -113,6 +114,19 @@ def test_what_was_opened_is_known_until_after_it_went(wired: Lab) -> None:
     assert read_device(wired.uplink).program == 0
     wired.datapath.settle()
     assert duties(wired) == WireDuty(0)
+
+
+def test_the_next_run_does_not_believe_in_a_program_that_went_meanwhile(wired: Lab) -> None:
+    wired.datapath.attach_wire(read_device(wired.uplink), Mode.NATIVE, redirects=False)
+    known = duties(wired)
+    with load(wired.datapath._settings) as next_run:
+        next_run.configure(wired.config)
+        assert duties(wired) == known != WireDuty(0)
+    wired.datapath.detach_wire()
+    with load(wired.datapath._settings) as next_run:
+        assert next_run.adopted
+        next_run.configure(wired.config)
+        assert duties(wired) == WireDuty(0)
 
 
 def test_device_without_native_xdp_is_refused_with_the_reason(wired: Lab) -> None:

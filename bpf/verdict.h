@@ -77,7 +77,7 @@ enum verdict {
 	VERDICT_UNKNOWN_NODE,    /* outer source serves no lease */
 	VERDICT_FOREIGN_SOURCE,  /* inner source is of another node's lease */
 	VERDICT_OUTSIDE_SOURCE,  /* inner source is no pod's and not its own */
-	VERDICT_HIDDEN_SOURCE,   /* a fragment or stub that shows no source */
+	VERDICT_HIDDEN_SOURCE,   /* no source shows, or it claims to be checked */
 	VERDICT_POD_TUNNEL,      /* a pod that speaks the tunnel's protocol */
 
 	VERDICT_COUNT,

@@ -223,7 +223,9 @@ static __always_inline int refuse(const struct xdp_md *xdp,
 
 	count_verdict(PROGRAM_WIRE, verdict);
 	if (watch) {
-		describe_inner(ip, (void *)(long)xdp->data_end, &event);
+		/* A frame with our mark has no packet inside. */
+		if (verdict != VERDICT_HIDDEN_SOURCE)
+			describe_inner(ip, (void *)(long)xdp->data_end, &event);
 		tell(watch, &event);
 	}
 	return XDP_DROP;

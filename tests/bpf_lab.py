@@ -41,6 +41,8 @@ VTEP, PEER_VTEP, OTHER_VTEP = (f"0e:00:00:00:00:0{n}" for n in (1, 2, 3))
 POD, REMOTE, DIRECT_POD = "10.244.1.10", "10.244.2.10", "10.244.4.10"
 POD_MAC, GATEWAY_MAC = "0e:aa:00:00:00:10", "0e:aa:00:00:00:01"
 UPLINK_MAC, WIRE_MAC = "0e:bb:00:00:00:01", "0e:bb:00:00:00:02"
+OPENED_MAC = "02:4b:45:52:53:59"
+"""The source address by which from_uplink knows what wire has opened: 2, KERSY."""
 DIRECT_MAC = "0e:bb:00:00:00:04"
 
 NODE_OTHER_ADDRESS = "198.18.1.1"

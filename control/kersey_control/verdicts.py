@@ -50,7 +50,8 @@ WORDS: Mapping[Verdict, str] = {
     Verdict.FOREIGN_SOURCE: "its inner source is in another node's subnet (kersey leases), not in"
     " its sender's",
     Verdict.OUTSIDE_SOURCE: "its inner source is neither a pod's address nor its sender's own",
-    Verdict.HIDDEN_SOURCE: "a fragment or a VLAN tag hides its inner source",
+    Verdict.HIDDEN_SOURCE: "a fragment or a VLAN tag hides its inner source, or it comes in"
+    " with the Ethernet source that XDP marks its own frames by",
     Verdict.POD_TUNNEL: "a pod here sends tunnel packets of its own",
 }
 """Why a program was done with a packet."""

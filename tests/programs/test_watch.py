@@ -13,6 +13,7 @@ from bpf_lab import (
     DIRECT_POD,
     GATEWAY_MAC,
     NODE,
+    OPENED_MAC,
     OTHER_NODE,
     PEER_NODE,
     PEER_VTEP,
@@ -199,6 +200,19 @@ def test_an_inner_packet_that_does_not_show_is_not_made_up(lab: Lab, packet: byt
     check(lab, row)
 
 
+@each_tunnel
+def test_a_frame_with_the_mark_of_xdp_is_told_of_without_a_packet_inside(lab: Lab) -> None:
+    # What would be a packet in a tunnel, if it were one.
+    frame = bytearray(tunnelled(lab, received(), src=STRANGER))
+    frame[6:12] = p.mac(OPENED_MAC)
+    with lab.watched() as (_, watch):
+        assert lab.run_wire(bytes(frame)).counted == (Verdict.HIDDEN_SOURCE,)
+        (packet,) = told(watch)
+    assert packet.outer_source == IPv4Address(STRANGER)
+    assert (packet.source, packet.destination, packet.protocol) == (None, None, None)
+
+
+@each_tunnel
 def test_traffic_of_pods_on_the_tunnels_own_port_has_no_tunnel_around_it(lab: Lab) -> None:
     packet = p.ipv4(p.udp(p.vxlan(from_pod(received())), src=1, dst=8472), src=POD, dst=REMOTE)
     row = Row("", OUT, lambda _lab: from_pod(packet), Verdict.NOT_ADMITTED, None, BACK, (1, 8472))

@@ -15,6 +15,7 @@ from bpf_lab import (
     GATEWAY_MAC,
     NODE,
     NODE_OTHER_ADDRESS,
+    OPENED_MAC,
     OTHER_NODE,
     PEER,
     PEER_NODE,
@@ -44,9 +45,6 @@ pytestmark = pytest.mark.parametrize(
 UDP_FLOW = Tuple5()
 TCP_FLOW = Tuple5(protocol=p.TCP)
 BROADCAST = "ff:ff:ff:ff:ff:ff"
-OPENED_MAC = "02:4b:45:52:53:59"
-"""The source address by which from_uplink knows what wire has opened: 2, KERSY."""
-
 OPENS = WireDuty.ATTACHED | WireDuty.DECAPSULATES
 VLAN_TAGS = {
     "802.1Q": (0x8100, b"\0\x05"),

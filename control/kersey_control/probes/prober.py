@@ -141,19 +141,20 @@ class Prober:
         return pause
 
     def _take_in(self, sockets: ProbeSockets) -> None:
-        taken = 0
+        probes = replies = 0
         for data, sender, port in sockets.probes():
-            taken += 1
+            probes += 1
             with self._lock:
                 answer = self._receive(data, sender, port)
             if answer is not None:
                 self._send(sockets, answer)
-        if taken == AT_ONCE:  # a flood must not take the interpreter from the control loop
-            time.sleep(_PAUSE)
         for reply in sockets.replies():
+            replies += 1
             with self._lock:
-                if self._book is not None:
+                if self._book is not None and reply is not None:
                     self._book.echoed(reply, time.monotonic())
+        if AT_ONCE in (probes, replies):  # a flood must not take the interpreter from others
+            time.sleep(_PAUSE)
 
     def _receive(self, data: bytes, sender: IPv4Address, port: int) -> Outgoing | None:
         if self._book is None:

@@ -84,14 +84,14 @@ class ProbeSockets:
         """Yield some of the datagrams that wait, and the address and port that each is from."""
         return _receive(self._udp, SIZE + 1)
 
-    def replies(self) -> Iterator[echo.Reply]:
-        """Yield some of the echo replies that wait."""
+    def replies(self) -> Iterator[echo.Reply | None]:
+        """Yield some of the echo replies that wait, None for each that is not to us."""
         if self._raw is None:
             return
         for packet, _, _ in _receive(self._raw, _ROOM):
             reply = echo.read_reply(packet)
-            if reply is not None and reply.identity == self._identity:
-                yield reply
+            is_ours = reply is not None and reply.identity == self._identity
+            yield reply if is_ours else None
 
     def _send(
         self,

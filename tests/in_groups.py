@@ -23,18 +23,19 @@ from testbed.signals import exit_on_signals
 
 _TESTS = Path(__file__).parent
 _LONG = (
-    "programs",
     "test_backends",
-    "netns",
     "test_switching",
-    "test_oracle",
-    "kube",
     "test_fast_path",
+    "netns",
+    "test_from_uplink",
+    "test_wire",
+    "test_kube_daemon",
+    "kube",
 )
-"""Started first, the longest before all, so that none of them is left alone at the end."""
+"""Started first, so that none of them is left alone at the end."""
 
-_SPLIT = "e2e"
-"""The directory whose files are groups by themselves; any other directory is one."""
+_SPLIT = ("e2e", "programs")
+"""The directories whose files are groups by themselves; any other directory is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,10 @@ class Result:
 
 
 def groups(tests: Path) -> list[Path]:
-    """Return directories with tests, and the files of the one that is split, longest first."""
-    found = {path.parent for path in tests.glob("*/test_*.py")}
-    split = sorted((tests / _SPLIT).glob("test_*.py"))
-    return sorted([*sorted(found - {tests / _SPLIT}), *split], key=_rank)
+    """Return directories with tests, and the files of those that are split, longest first."""
+    files = sorted(tests.rglob("test_*.py"))
+    found = (path if path.parent.name in _SPLIT else path.parent for path in files)
+    return sorted(dict.fromkeys(found), key=_rank)
 
 
 def _rank(group: Path) -> int:

@@ -18,10 +18,11 @@ from bpf_lab import (
     Action,
     Lab,
     Tuple5,
+    XdpAction,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kersey_loader.layout import Program, Verdict
+from kersey_loader.layout import Program, Verdict, WireDuty
 from wires import IPIP_WIRE, NO_WIRE, UDP_WIRE, VXLAN_WIRE, Wire
 
 pytestmark = pytest.mark.parametrize(
@@ -140,7 +141,32 @@ def test_no_damaged_packet_of_the_stack_is_changed_on_its_way_in(
 
 
 @RUNS
-@given(program=st.sampled_from(Program), tail=st.binary(min_size=SHORTEST, max_size=120))
+@given(data=st.data(), direct=st.booleans())
+def test_no_damaged_frame_is_half_handled_before_it_is_a_packet(
+    lab: Lab, data: st.DataObject, *, direct: bool
+) -> None:
+    prepare(lab, carrier=False)
+    lab.charge(WireDuty.ATTACHED | WireDuty.DECAPSULATES | WireDuty.REDIRECTS)
+    frame = data.draw(damaged(received(lab.wire, direct=direct)))
+    outcome = lab.run_wire(frame)
+    assert len(outcome.counted) <= 1
+    if outcome.counted == (Verdict.DECAPSULATED,):
+        assert outcome.action is XdpAction.PASS
+        assert len(outcome.packet) == len(frame) - lab.wire.room
+    elif outcome.counted == (Verdict.FAST,):
+        assert outcome.action is XdpAction.REDIRECT
+        assert len(outcome.packet) == len(frame)
+    else:
+        is_forged = bool(outcome.counted)
+        assert outcome.action is (XdpAction.DROP if is_forged else XdpAction.PASS)
+        assert outcome.packet == frame
+
+
+TC = [program for program in Program if program is not Program.WIRE]
+
+
+@RUNS
+@given(program=st.sampled_from(TC), tail=st.binary(min_size=SHORTEST, max_size=120))
 @pytest.mark.parametrize("size", [14, 34, 42, 64])
 def test_garbage_reaches_no_pod_and_no_wire(
     lab: Lab, program: Program, size: int, tail: bytes

@@ -79,6 +79,9 @@ RULES_SETTLE = 0.3
 """Seconds to wait after a change of rules: kube-proxy commits in bursts."""
 
 REPAIR_RETRY = 2.0
+TIDY_REST = 2.0
+"""Seconds until nothing is on its way any more that an XDP program opened before it went."""
+
 HOST_ROUTE = 32
 MEMORY_REST = 1.0
 BURST = 32
@@ -464,10 +467,15 @@ class Agent:
     def _start_fast_path(self) -> None:
         """Attach, now that every peer is in the maps: the sender check knows its friends."""
         if self._fast_path is not None:
-            self._fast_path.attach()
             self._is_attached = True
-            self._follow_ports()
+            self._attach(self._fast_path)
             self._fast_path.retire_old()
+
+    def _attach(self, fast_path: FastPath) -> None:
+        fast_path.attach()
+        self._follow_ports()
+        if fast_path.is_untidy:
+            self._schedule.by(Task.REPAIR, time.monotonic() + TIDY_REST)
 
     def _follow_ports(self) -> None:
         if self._fast_path is None or self._overlay is None or not self._is_attached:
@@ -563,8 +571,7 @@ class Agent:
         self._fast_path.settle(subnet=self._overlay.lease.lease.subnet, uplink=self._uplink)
         self._fast_path.tidy()
         if self._is_attached:
-            self._fast_path.attach()
-            self._follow_ports()
+            self._attach(self._fast_path)
 
     def _follow_uplink(self) -> KerseyError | None:
         """Choose the uplink anew; where there is none, keep the last one and return why."""

@@ -207,6 +207,11 @@ class FastPath:
         """Take back what removed peers held, and the pins of an older version."""
         self._attempt("settle", self._datapath.settle)
 
+    @property
+    def is_untidy(self) -> bool:
+        """Return whether `tidy` should be called soon: an XDP program has just gone."""
+        return self._datapath.awaits_opened
+
     def retire_old(self) -> None:
         """Remove pins of other versions and of gone devices, once everything is attached anew."""
         self._attempt("retire", self._datapath.retire_old)

@@ -269,9 +269,13 @@ class Datapath:
     def settle(self) -> None:
         """Reclaim what withdrawn peers held; call it every few seconds."""
         self._peers.settle()
-        if self._raw.wire and not self._wire.on():
-            # What it opened before it went has been judged by now.
-            self._set_duties(WireDuty(0))
+        if self.awaits_opened:
+            self._set_duties(WireDuty(0))  # what it opened before it went has been judged by now
+
+    @property
+    def awaits_opened(self) -> bool:
+        """Return whether frames that a gone XDP program opened are believed, until `settle`."""
+        return bool(self._raw.wire) and not self._wire.on()
 
     def put_pod_port(self, ifindex: int) -> None:
         """Attach both programs to the host end of a pod's veth, and let its flows be fast.

@@ -5,7 +5,10 @@ from contextlib import closing
 
 import packets as p
 import pytest
+from fast_view import pins_of
 from foreign_xdp import foreign_program
+from kersey_loader.layout import Config
+from kersey_loader.view import open_view
 from operator_command import asked, asked_json
 from overlay_view import ip_json, ready
 from testbed import Backend, Cluster, Node, transfer, udp_probe, wait_until
@@ -30,6 +33,12 @@ def on_uplink(node: Node) -> str | None:
     (link,) = ip_json(node, "link", "show", "dev", "eth0")
     name: str | None = link.get("xdp", {}).get("prog", {}).get("name")
     return name
+
+
+def duties_told(node: Node) -> int:
+    """Return what from_uplink knows of the XDP program; 0: it believes no frame's mark."""
+    with open_view(pins_of(node)) as view:
+        return int(Config.from_buffer_copy(view.maps["cfg"].lookup(bytes(4)) or b"").wire)
 
 
 def send_forged(cluster: Cluster, node: Node, backend: Backend, *, count: int) -> None:
@@ -131,6 +140,10 @@ def test_switching_modes_and_off_again(cluster: Cluster) -> None:
     one.daemon.wait_ready()
     assert on_uplink(one) is None
     assert asked_json(one, "status")["fast_path"]["xdp"] is None
+    # Long before --audit-interval.
+    wait_until(
+        lambda: not duties_told(one), timeout=20, what="frames with its mark believed no more"
+    )
 
 
 @pytest.mark.parametrize("name", ["xdp_dispatcher", "somebody"])

@@ -170,8 +170,23 @@ class Monitor:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 logger.warning("kernel monitor receives", extra={"error": str(error)})
+            self._drain()
             return [KernelChange(ChangeKind.OVERFLOW)]
         return parse_changes(data, self._own_ports)
+
+    def _drain(self) -> None:
+        """Throw away what is queued: until then the kernel loses more, and does not say so again.
+
+        Whoever hears of the loss reads everything again, so nothing may be lost after it has.
+        """
+        while True:
+            try:
+                self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    return
 
     def _tell(self, change: KernelChange) -> None:
         try:

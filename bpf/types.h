@@ -51,7 +51,8 @@ struct config {
 	u8 reserved;
 	u32 carrier;        /* ifindex of a proxy's TUN device; 0: none */
 	u32 overlay;        /* ifindex of the overlay device; 0: none */
-	u32 unused;
+	u8 uplink_mac[6];   /* what the XDP program takes frames for */
+	u8 unused[6];
 };
 
 /*

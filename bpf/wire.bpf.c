@@ -126,6 +126,16 @@ static __always_inline bool may_open(const struct config *config,
 	       is_fast(config, &body->inner_ip, end, TUNNEL_HOPS, &flow);
 }
 
+/*
+ * Whether a frame is for this node by its Ethernet address. A device in
+ * promiscuous mode shows others, too: those are no concern of pods.
+ */
+static __always_inline bool is_for_us(const struct config *config,
+				      const struct ethernet *ethernet)
+{
+	return same_mac(ethernet->dst, config->uplink_mac);
+}
+
 /* Takes the tunnel's headers off, and marks the frame. */
 static __always_inline int open_frame(struct xdp_md *xdp)
 {
@@ -249,7 +259,7 @@ int wire(struct xdp_md *xdp)
 	verdict = judge_frame(config, ethernet, ip, end, &peer);
 	if (is_forged(verdict))
 		return refuse(xdp, ip, verdict);
-	if (tagged || ethernet->dst[0] & 1)
+	if (tagged || !is_for_us(config, ethernet))
 		return XDP_PASS;
 	if (verdict == UNDECIDED)
 		return config->wire & WIRE_DECAPSULATES &&

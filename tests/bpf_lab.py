@@ -23,6 +23,7 @@ from kersey_loader.layout import (
     Endpoint,
     Flow,
     FlowKey,
+    Mac,
     Program,
     Sighting,
     SpoofCheck,
@@ -163,7 +164,7 @@ class Lab:
         """Give the XDP program its duties as if it were attached; `configure` undoes it."""
         cfg = self.datapath.maps["cfg"]
         raw = Config.from_buffer_copy(cfg.lookup(bytes(4)) or b"")
-        raw.wire = duties
+        raw.wire, raw.uplink_mac = duties, Mac(*mac(UPLINK_MAC))
         cfg.update(bytes(4), bytes(raw))
 
     def configure(

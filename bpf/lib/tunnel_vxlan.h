@@ -28,10 +28,10 @@ _Static_assert(TUNNEL_ROOM == 50, "RFC 7348 over IPv4");
 /* Bytes of the body that tell whether a packet is the tunnel's. */
 #define TUNNEL_HEAD sizeof(struct udp)
 
-/* What each end takes from the inner TTL: the router's hop. */
 /* Which bits of the inner TOS go outside. */
 #define TUNNEL_ECN ECN_MASK
 
+/* What each end takes from the inner TTL: the router's hop. */
 #define TUNNEL_HOPS 1
 
 /* Bytes in front of the IPv4 header at the hooks of the overlay device. */

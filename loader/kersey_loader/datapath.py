@@ -341,7 +341,7 @@ class Datapath:
         except AttachError:
             self._set_duties(WireDuty(self._raw.wire) & WireDuty.ATTACHED)
             raise
-        self._set_duties(duties)
+        self._set_duties(duties, device.address)
 
     def detach_wire(self) -> None:
         """Take the XDP program off; what it opened is still known. Raises AttachError."""
@@ -437,9 +437,12 @@ class Datapath:
         self._raw.spoof = min(self._spoof, most)
         self.maps["cfg"].update(bytes(4), bytes(self._raw))
 
-    def _set_duties(self, duties: WireDuty) -> None:
-        if self._raw.wire != duties:
-            self._raw.wire = duties
+    def _set_duties(self, duties: WireDuty, mac: bytes | None = None) -> None:
+        """Say what the XDP program does, and which address (None: as before) frames are for."""
+        known = bytes(self._raw.uplink_mac)
+        wanted = known if mac is None else mac[: len(known)].ljust(len(known), b"\0")
+        if (self._raw.wire, known) != (duties, wanted):
+            self._raw.wire, self._raw.uplink_mac = duties, Mac(*wanted)
             self._write_config()
 
     def _underlay(self) -> Underlay:
@@ -474,6 +477,7 @@ class Datapath:
             vtep_mac=Mac(*identity.mac),
             hertz=hertz,
             wire=self._raw.wire if self._wire.on() in (0, config.uplink) else 0,
+            uplink_mac=self._raw.uplink_mac,
             carrier=config.carrier,
             overlay=config.overlay,
         )

@@ -142,7 +142,8 @@ class Config(ctypes.LittleEndianStructure):
         ("reserved", ctypes.c_uint8),
         ("carrier", ctypes.c_uint32),
         ("overlay", ctypes.c_uint32),
-        ("unused", ctypes.c_uint32),
+        ("uplink_mac", Mac),
+        ("unused", ctypes.c_uint8 * 6),
     )
 
 

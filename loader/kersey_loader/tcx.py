@@ -59,7 +59,6 @@ class TcxHooks:
     def __init__(self, home: Path, filters: FilterHooks) -> None:
         self._home = home
         self._filters = filters  # of a version of ours that knew no links
-        home.mkdir(mode=0o700, exist_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +84,7 @@ class TcxHooks:
         try:
             if not self._replaced(path, ifindex, fd):
                 path.unlink(missing_ok=True)
+                self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with Descriptor(create_link(fd, ifindex, ATTACH_TYPE[direction])) as link:
                     pin(link.fd, path)
                 self._filters.detach(ifindex, direction)
@@ -118,7 +118,7 @@ class TcxHooks:
 
     def _living(self) -> Iterator[tuple[Attachment, int]]:
         """Yield every live link with the id of its program; the pins of others go."""
-        for path in list(self._home.iterdir()):
+        for path in list(self._home.glob("*-*")):
             ifindex, _, hook = path.name.partition("-")
             if hook.upper() not in Direction.__members__:
                 continue  # the uplink's XDP link, see xdp

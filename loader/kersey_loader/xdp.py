@@ -37,7 +37,7 @@ _SUFFIX = "-xdp"
 
 _GETLINK = 18
 _IFINFO = struct.Struct("=BxHiII")
-_IFNAME, _MTU, _LINKINFO, _XDP, _INFO_KIND = 3, 4, 18, 43, 1
+_ADDRESS, _IFNAME, _MTU, _LINKINFO, _XDP, _INFO_KIND = 1, 3, 4, 18, 43, 1
 _XDP_ATTACHED, _XDP_PROGRAM = 2, 4
 
 _NETLINK_GENERIC = 16
@@ -74,9 +74,10 @@ class Features(IntFlag):
 class XdpDevice:
     """A device as far as XDP is concerned.
 
-    `kind` is that of a virtual device, empty for a NIC; `mtu` in bytes. `features` is None where
-    the kernel does not tell (before 6.3). `mode` and `program`, its id, are of what is on the
-    device now, whoever put it there; 0 if nothing is. Mode 3 and above are not ours.
+    `kind` is that of a virtual device, empty for a NIC; `mtu` in bytes; `address` in wire order,
+    empty where it has none. `features` is None where the kernel does not tell (before 6.3). `mode`
+    and `program`, its id, are of what is on the device now, whoever put it there; 0 if nothing is.
+    Mode 3 and above are not ours.
     """
 
     ifindex: int
@@ -84,6 +85,7 @@ class XdpDevice:
     kind: str
     driver: str
     mtu: int
+    address: bytes
     features: Features | None
     mode: int = 0
     program: int = 0
@@ -110,6 +112,7 @@ def read_device(ifindex: int) -> XdpDevice:
         kind=_text(dict(attributes(facts.get(_LINKINFO, b""))).get(_INFO_KIND, b"")),
         driver=_driver(name),
         mtu=_number(facts.get(_MTU, b"")),
+        address=facts.get(_ADDRESS, b""),
         features=features_of(ifindex),
         mode=_number(xdp.get(_XDP_ATTACHED, b"")),
         program=_number(xdp.get(_XDP_PROGRAM, b"")),
@@ -153,7 +156,7 @@ class WireHook:
                 return
             made = create_link(fd, device.ifindex, _ATTACH_TYPE, flags=mode.flag)
             with Descriptor(made) as link:
-                self._home.mkdir(mode=0o700, exist_ok=True)
+                self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
                 pin(link.fd, path)
         except BpfError as error:
             raise AttachError(_refusal(error, device, mode)) from error

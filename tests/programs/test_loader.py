@@ -295,6 +295,17 @@ def test_links_of_another_network_stay(settings: Settings) -> None:
         assert len(other.attachments()) == 1
 
 
+def test_programs_are_attached_again_after_somebody_removed_their_pins(settings: Settings) -> None:
+    link("add v0 type veth peer name v1")
+    port = ifindex("v0")
+    with load(settings) as loaded:
+        loaded.attach_uplink(port, direct=False)
+        shutil.rmtree(settings.directory / "links")
+        assert loaded.attachments() == ()
+        loaded.attach_uplink(port, direct=False)
+        assert len(loaded.attachments()) == 1
+
+
 def test_subnet_of_another_size_or_network_is_refused(settings: Settings) -> None:
     with load(settings) as loaded:
         loaded.configure(CONFIG)
@@ -327,7 +338,7 @@ def test_bpffs_is_mounted_where_there_is_none(tmp_path: Path) -> None:
 
 def test_structs_are_as_large_as_the_maps_say() -> None:
     assert {name: ctypes.sizeof(struct) for name, struct in layout.STRUCTS.items()} == {
-        "config": 80,
+        "config": 88,
         "peer": 128,
         "flow_key": 16,
         "flow": 48,

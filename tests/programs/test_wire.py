@@ -319,6 +319,7 @@ CLOSED: dict[str, tuple[Callable[[Lab], object], Frame]] = {
     "other-dscp": (admit, lambda lab: outer(lab, datagram(tos=0xB8))),
     "vlan-tag": (admit, lambda lab: tagged(outer(lab, datagram()))),
     "broadcast": (admit, lambda lab: outer(lab, datagram(), mac=BROADCAST)),
+    "for-another-mac": (admit, lambda lab: outer(lab, datagram(), mac=WIRE_MAC)),
     "multicast": (admit, lambda lab: outer(lab, datagram(), mac="01:00:5e:00:00:01")),
     "syn": (admit, lambda lab: outer(lab, segment(p.SYN))),
     "fin": (admit, lambda lab: outer(lab, segment(p.FIN | p.ACK))),
@@ -474,6 +475,7 @@ LEFT_TO_TC: dict[str, tuple[Callable[[Lab], object], Callable[[], bytes]]] = {
     "ttl-1": (lambda _lab: None, lambda: from_direct(ttl=1)),
     "vlan-tag": (lambda _lab: None, lambda: tagged(from_direct())),
     "broadcast": (lambda _lab: None, lambda: p.mac(BROADCAST) + from_direct()[6:]),
+    "for-another-mac": (lambda _lab: None, lambda: p.mac(WIRE_MAC) + from_direct()[6:]),
     "not-to-a-pod": (lambda _lab: None, lambda: from_direct(dst="192.0.2.1")),
     "peer-with-a-tunnel": (_peer_has_a_tunnel, from_direct),
 }

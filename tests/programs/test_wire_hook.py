@@ -40,10 +40,14 @@ def ip(*lines: str) -> None:
         subprocess.run(["ip", *line.split()], check=True, capture_output=True)
 
 
-def duties(lab: Lab) -> WireDuty:
+def config(lab: Lab) -> Config:
     raw = lab.datapath.maps["cfg"].lookup(bytes(4))
     assert raw is not None
-    return WireDuty(Config.from_buffer_copy(raw).wire)
+    return Config.from_buffer_copy(raw)
+
+
+def duties(lab: Lab) -> WireDuty:
+    return WireDuty(config(lab).wire)
 
 
 def in_vxlan(inner: bytes, *, src: str) -> bytes:
@@ -93,6 +97,14 @@ def test_attaching_again_keeps_the_link_and_another_mode_makes_a_new_one(wired: 
     wired.datapath.attach_wire(read_device(wired.uplink), Mode.GENERIC, redirects=False)
     assert pin.stat().st_ino != made
     assert read_device(wired.uplink).mode == Mode.GENERIC
+
+
+def test_it_takes_frames_for_the_address_that_the_device_has_now(wired: Lab) -> None:
+    moved = "0e:bb:00:00:00:99"
+    for address in (UPLINK_MAC, moved, UPLINK_MAC):
+        ip(f"link set up0 address {address}")
+        wired.datapath.attach_wire(read_device(wired.uplink), Mode.NATIVE, redirects=False)
+        assert bytes(config(wired).uplink_mac) == p.mac(address)
 
 
 def test_it_moves_with_the_uplink(wired: Lab) -> None:

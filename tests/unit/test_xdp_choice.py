@@ -59,7 +59,13 @@ ROWS = [
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.id) for row in ROWS])
 def test_xdp_is_where_it_can_be_and_helps(row: Row) -> None:
     device = XdpDevice(
-        ifindex=2, name="eth0", kind=row.kind, driver=row.driver, mtu=1500, features=row.features
+        ifindex=2,
+        name="eth0",
+        kind=row.kind,
+        driver=row.driver,
+        mtu=1500,
+        address=bytes(6),
+        features=row.features,
     )
     choice = choose_xdp(row.asked, device, foreign=row.foreign)
     assert choice.mode is row.mode

@@ -315,6 +315,8 @@ class Agent:
                 self._repair(now)
             case Task.RULES:
                 self._local.check_rules()
+                if self._fast_path is not None:
+                    self._fast_path.check_admission()
                 self._schedule.by(Task.RULES, now + self._options.iptables_resync)
             case Task.MEMORY:
                 release_memory()

@@ -144,13 +144,14 @@ class FastPath:
 
         Peers must be in the maps before, since the sender check refuses who is not.
         """
-        self._attempt("attach", self._attach)
-        self._attempt("xdp", self._attach_wire)
+        received = self._attempt("attach", self._attach)
+        self._attempt("xdp", partial(self._attach_wire, received=received))
         for ifindex in self._datapath.pod_ports():
             self._attempt(f"pod port {ifindex}", partial(self._datapath.put_pod_port, ifindex))
 
     def replace_peers(self, peers: Iterable[Peer]) -> None:
         """Make these all the peers of the fast path."""
+        self._troubles.pop("next hops", None)
         self._entries = {}
         for peer in peers:
             self._note(peer)
@@ -198,6 +199,13 @@ class FastPath:
         bridge = found.bridge
         if bridge is not None and self._backend.overhead:
             self._attempt("headroom", lambda: self._headroom.keep(bridge))
+
+    def check_admission(self) -> None:
+        """Have conntrack forgive gaps again, or admit no flow; call it when rules changed.
+
+        It may have been loaded, or set back, by whoever brought the rules.
+        """
+        self._attempt("configure", self._configure)
 
     def flush(self) -> None:
         """Have every admitted flow witnessed anew: a rule changed that may forbid it."""
@@ -250,8 +258,11 @@ class FastPath:
             self._datapath.attach_overlay(self._backend.ifindex)
         self._datapath.attach_uplink(self._uplink.ifindex, direct=self._backend.has_direct_peers)
 
-    def _attach_wire(self) -> None:
-        """Have the uplink's XDP program if it was asked for and can be; else go without."""
+    def _attach_wire(self, *, received: bool) -> None:
+        """Have the uplink's XDP program if it was asked for and can be; else go without.
+
+        `received`: the TC programs are there, which have to know what this one opened.
+        """
         if self._options.xdp is asked.Xdp.OFF or self._uplink is None:
             self._datapath.detach_wire()
             return
@@ -260,6 +271,8 @@ class FastPath:
         choice = choose_xdp(
             self._options.xdp, device, foreign=device.program_name if is_foreign else ""
         )
+        if choice.mode is not None and not received:
+            choice = XdpChoice(None, "the TC programs of the uplink could not be attached")
         if choice.mode is not None:
             try:
                 self._datapath.attach_wire(
@@ -286,6 +299,7 @@ class FastPath:
             if wanted is Admission.STRICT:
                 self._tell("admission", f"switched off: {error}")
                 return Admission.OFF
+        self._troubles.pop("admission", None)
         return wanted
 
     def _spoof_check(self) -> SpoofCheck:
@@ -325,16 +339,19 @@ class FastPath:
             self._tell("next hops", str(error))
             return False
 
-    def _attempt(self, step: str, action: Callable[[], object]) -> None:
-        """Do it, or say once that it failed; the next repair tries again."""
+    def _attempt(self, step: str, action: Callable[[], object]) -> bool:
+        """Do it, or say once that it failed; the next repair tries again. Return if it worked."""
+        works = False
         try:
             action()
         except (LoaderError, KernelError, OSError) as error:
             self._tell(step, str(error))
         else:
+            works = True
             if self._troubles.pop(step, None) is not None:
                 logger.info("fast path works again", extra={"step": step})
         self._status.fast_path_troubles = dict(self._troubles)
+        return works
 
     def _tell(self, step: str, trouble: str) -> None:
         if self._troubles.get(step) != trouble:

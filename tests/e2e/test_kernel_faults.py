@@ -5,6 +5,7 @@ import time
 from ipaddress import IPv4Address
 
 import pytest
+from kersey_control.fast_path import LIBERAL
 from overlay_view import lease_key, overlay_link, peer_routes, subnet_of
 from testbed import Cluster, Node, icmp_probe, ping, wait_until
 
@@ -42,6 +43,20 @@ def test_device_deleted_under_traffic_comes_back_with_its_mac_and_all_peers(
     assert (after["address"], after["mtu"]) == (before["address"], before["mtu"])
     assert peer_routes(one) == {subnet_of(two)}
     assert report.longest_gap < REPAIR + 1.0
+
+
+def test_conntrack_forgives_gaps_again_soon_after_somebody_set_it_back(
+    shared_network: Cluster,
+) -> None:
+    one = shared_network.nodes[0]
+    one.namespace.sysctl(LIBERAL.replace("/", "."), 0)
+    one.namespace.run("iptables", "-w", "-A", "FORWARD", "-j", "ACCEPT")
+    wait_until(
+        lambda: one.namespace.run("cat", f"/proc/sys/{LIBERAL}").stdout == "1\n",
+        timeout=30,
+        what="conntrack set right",
+    )  # the audit comes after 60 s
+    one.namespace.run("iptables", "-w", "-D", "FORWARD", "-j", "ACCEPT")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from kersey_control.cli.share import fast_and_slow, share_text
 from kersey_control.cli.status import status_lines
 from kersey_control.errors import AlreadyRunningError, InvalidInputError, KerseyError
 from kersey_control.flags import UsageError, flags_of, parse_flags
-from kersey_control.lock import sole_user
+from kersey_control.lock import expect_no_other, sole_user
 from kersey_control.told import (
     ToldDatapath,
     ToldFastPath,
@@ -148,6 +148,19 @@ def test_the_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
         pass
     with sole_user(subnet_file):
         pass
+
+
+def test_cleanup_waits_for_a_daemon_with_other_folders(tmp_path: Path) -> None:
+    own = tmp_path / "own" / "subnet.env"
+    expect_no_other(own)
+    with (
+        sole_user(tmp_path / "the other" / "subnet.env"),
+        sole_user(own),
+        pytest.raises(AlreadyRunningError, match="the other/subnet"),
+    ):
+        expect_no_other(own)
+    with sole_user(own):
+        expect_no_other(own)
 
 
 def checked(config: str, monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:

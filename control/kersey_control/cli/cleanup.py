@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from kersey_control.cleanup import clean_node, release_node
 from kersey_control.cli.schema import CleanupFlags
 from kersey_control.errors import KerseyError
-from kersey_control.lock import sole_user
+from kersey_control.lock import expect_no_other, sole_user
 from kersey_control.netlink import Links
 from kersey_control.rtnetlink import Rtnl
 
@@ -22,6 +22,7 @@ def run(flags: CleanupFlags) -> int:
     if os.geteuid() != 0:
         raise KerseyError("cleanup: got an unprivileged user, expected root (sudo kersey cleanup)")
     with sole_user(flags.subnet_file) as lock, Links() as links, Rtnl() as rtnl:
+        expect_no_other(flags.subnet_file)
         for line in _removed(flags, links, rtnl):
             print(f"removed {line}")
         lock.unlink(missing_ok=True)

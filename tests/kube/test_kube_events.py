@@ -161,6 +161,27 @@ def test_a_missing_right_is_said_once_and_harms_nothing(
     assert 'cannot create resource "events"' in caplog.records[0].__dict__["reason"]
 
 
+def test_an_event_that_cannot_be_written_does_not_end_the_writer(
+    api: ApiServer,
+    store: KubeStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write = store._events._write
+
+    def fail_at_first(notice: Notice, now: datetime) -> None:
+        if notice is OFF:
+            raise ValueError(notice.reason)
+        write(notice, now)
+
+    monkeypatch.setattr(store._events, "_write", fail_at_first)
+    store.tell(OFF)
+    store.tell(ON)
+    (event,) = wait_events(api, 1)
+    assert event["reason"] == "FastPathOn"
+    assert [record.message for record in caplog.records] == ["event not written"]
+
+
 @pytest.mark.usefixtures("_unlimited")
 def test_only_some_events_are_remembered(api: ApiServer, store: KubeStore) -> None:
     for number in range(MAX_KNOWN + 1):

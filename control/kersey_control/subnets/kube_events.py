@@ -118,6 +118,8 @@ class EventWriter:
                 self._write(notice, datetime.now(UTC))
             except KerseyError as error:
                 self._report(error, notice)
+            except Exception:  # the thread must outlive one event that cannot be written
+                logger.exception("event not written", extra={"event": notice.reason})
             else:
                 self._reported = None
 

@@ -8,13 +8,15 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 from debian_package import Package, build
 from kersey_control import __version__
+from kersey_control.cni import CniConfig
 from kersey_control.flags import flags_of
-from kersey_control.options import Options, parse_options
+from kersey_control.options import CniMode, Options, parse_options
 from manifests import DEPLOY, granted_capabilities
 from overlay_view import ready
 from testbed import Cluster, ping
@@ -203,7 +205,7 @@ def test_the_service_holds_up_no_kubelet_whose_pods_it_may_wait_for() -> None:
 OPTIONS = """\
 # A password that no shell can read
 FLANNELD_ETCD_PASSWORD=it's $(touch
-KERSEY_CNI_CONF_DIR="/etc/cni/other one"
+KERSEY_CNI_CONF_DIR="/mnt/other one"
 """
 
 
@@ -220,7 +222,12 @@ def stubs(folder: Path, *names: str, refused: str) -> Iterator[Path]:
 
 
 def maintain(
-    folder: Path, script: str, *arguments: str, there: str = "/run/kersey", refused: str = "-"
+    folder: Path,
+    script: str,
+    *arguments: str,
+    there: str = "/run/kersey",
+    refused: str = "-",
+    conflist: str = "",
 ) -> list[str]:
     """Run a maintainer script where systemd seems to run; return what it called."""
     names = ("systemctl", "deb-systemd-helper", "kersey", "policy-rc.d")
@@ -232,6 +239,9 @@ def maintain(
             mkdir -p /run/systemd/system {there}
             mount -t tmpfs tmpfs /etc/default
             printf %s {shlex.quote(OPTIONS)} >/etc/default/kersey
+            mount -t tmpfs tmpfs /mnt
+            mkdir "/mnt/other one"
+            printf %s {shlex.quote(conflist)} >"/mnt/other one/10-kersey.conflist"
             [ ! -e {policy} ] || mount --bind {folder}/policy-rc.d {policy}
             exec {shlex.join([str(PARTS / script), *arguments])}
         """
@@ -256,13 +266,25 @@ def test_a_removal_stops_the_daemon_then_cleans_up_what_it_was_told_to_write(
 ) -> None:
     assert maintain(tmp_path, "prerm", "remove") == [
         "systemctl stop kersey.service",
-        "kersey cleanup --cni-conf-dir=/etc/cni/other one",
+        "kersey cleanup --cni-conf-dir=/mnt/other one",
     ]
 
 
 def test_a_removal_leaves_flannel_alone_where_no_daemon_has_run(tmp_path: Path) -> None:
     called = maintain(tmp_path, "prerm", "remove", there="/run/flannel")
     assert called == ["systemctl stop kersey.service"]
+
+
+def test_a_removal_takes_back_what_a_daemon_before_the_last_boot_left(tmp_path: Path) -> None:
+    ours = CniConfig(
+        name="cbr0",
+        network=IPv4Network("10.244.0.0/16"),
+        subnet=IPv4Network("10.244.7.0/24"),
+        mtu=1450,
+        mode=CniMode.BRIDGE,
+    )
+    called = maintain(tmp_path, "prerm", "remove", there="/run/flannel", conflist=ours.format())
+    assert called[-1] == "kersey cleanup --cni-conf-dir=/mnt/other one"
 
 
 @pytest.mark.parametrize("refused", ["is-enabled", "restart", "try-restart"])

@@ -15,11 +15,12 @@ from datapath_bench.figures import (
     STRICT,
     VXLAN,
     Comparison,
+    Load,
     Mode,
     Table,
 )
 from datapath_bench.loads import Loads
-from datapath_bench.programs import flow_sizes, program_costs
+from datapath_bench.programs import FLOW_LOAD, flow_sizes, program_costs
 from datapath_bench.report import Report
 from datapath_bench.run import (
     begin,
@@ -34,6 +35,7 @@ from datapath_bench.variants import Layout
 from testbed.signals import undisturbed_afterwards
 
 _OVERLAYS = (VXLAN, HOST_GW, STRICT, DIRECT)
+_LOADS = {load.name.lower().replace("_", "-"): load for load in Load}
 _COMPARISONS = (
     Comparison("bare", dict.fromkeys((BARE, *_OVERLAYS), BARE)),
     Comparison("vxlan", dict.fromkeys((BARE, *_OVERLAYS), VXLAN)),
@@ -46,27 +48,40 @@ def run(arguments: argparse.Namespace) -> Report:
     say("starting two nodes for each variant")
     with (
         Layout(_OVERLAYS) as layout,
-        Loads(layout.ways(), cpu=arguments.cpu, patience=arguments.patience) as loads,
+        Loads(
+            layout.ways(), cpu=arguments.cpu, patience=arguments.patience, kinds=arguments.loads
+        ) as loads,
         undisturbed_afterwards(),
     ):
         warm_up(loads)
         strict = layout.sites[STRICT]
         series = measure_mode(loads, Mode.PLAIN, rounds=rounds, seconds=seconds)
         say("run time of the programs")
-        costs = program_costs(loads, strict, seconds=seconds)
+        costs = program_costs(loads, strict, rounds=rounds, seconds=seconds)
         say("restarting all daemons with rules")
         layout.set_mode(Mode.RULES)
         warm_up(loads)
         series += measure_mode(loads, Mode.RULES, rounds=rounds, seconds=seconds)
-        say("entries in the flow map")
-        flows = list(flow_sizes(loads, strict, rounds=min(rounds, 3), seconds=seconds))
+        flows = []
+        if FLOW_LOAD in loads.kinds:
+            say("entries in the flow map")
+            flows = list(flow_sizes(loads, strict, rounds=min(rounds, 3), seconds=seconds))
     say("done")
     return Report(setting(arguments), Table(tuple(series)), _COMPARISONS, costs, flows)
 
 
 def main() -> int:
     """Measure and print; return the process's exit status."""
-    arguments = begin(parser("datapath", __doc__), quick=1.0)
+    options = parser("datapath", __doc__)
+    options.add_argument(
+        "--load",
+        dest="loads",
+        action="append",
+        choices=_LOADS,
+        help="one load; again for another; all without it",
+    )
+    arguments = begin(options, quick=1.0)
+    arguments.loads = tuple(_LOADS[name] for name in arguments.loads or _LOADS)
     return publish(run(arguments), arguments)
 
 

@@ -17,12 +17,14 @@ import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import packets as p
 from bpf_lab import NODE, STRANGER, UPLINK_MAC, VTEP, WIRE_MAC, open_lab
-from datapath_bench.figures import STRICT, VXLAN, Carrier, Load, Mode, Table, Variant
+from datapath_bench.figures import STRICT, VXLAN, Carrier, Load, Mode, Table, Variant, rotated
 from datapath_bench.loads import Loads
 from datapath_bench.programs import program_costs
 from datapath_bench.report import Report, as_text
@@ -31,7 +33,7 @@ from datapath_bench.variants import WIRE, Layout, Site
 from kersey_loader import bpf
 from kersey_loader.layout import Program, Verdict
 from overlay_view import ip_json
-from testbed import Process
+from testbed import Process, wait_until
 from testbed.signals import undisturbed_afterwards
 
 _TUNNELS = ("vxlan", "udp", "ipip")
@@ -42,6 +44,8 @@ _FAST = tuple(
 _LOADS = (Load.TCP_RR, Load.UDP_RR, Load.TCP_STREAM)
 _RUNS = 1_000_000
 _RATE = 300_000
+_ENDLESS = 3600.0
+"""Seconds of a flood that is ended by hand."""
 _FORGER = "198.18.1.99"
 _RULE = f"-p udp --dport 8472 -s {_FORGER} -j DROP"
 
@@ -103,23 +107,33 @@ def _flood(
 def floods(sites: Mapping[str, Site], arguments: argparse.Namespace) -> Iterator[str]:
     """Yield how many forged frames a second are dropped by each, on one CPU with their sender."""
     for size in frames(node=NODE, mac=UPLINK_MAC, stranger=STRANGER):
-        medians: dict[str, float] = {}
-        for who, site in sites.items():
-            rates, costs = [], []
-            for _ in range(arguments.rounds):
-                dropped = _dropped(site)
-                before = dropped()
-                command = _flood(arguments, _frame(site, size), arguments.seconds)
-                done = json.loads(site.nodes[0].namespace.run(*command, timeout=60).stdout)
-                rates.append((dropped() - before) / done["seconds"])
-                costs.append(1e9 * done["cpu"] / done["sent"])
-            medians[who] = statistics.median(rates)
+        taken: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for number in range(arguments.rounds):
+            for who in rotated(list(sites), number):
+                taken[who].append(_withstand(sites[who], size, arguments))
+        first = taken[next(iter(sites))]
+        for who in sites:
+            rates, costs = zip(*taken[who], strict=True)
             span = f"{min(rates):,.0f}-{max(rates):,.0f}"
-            ratio = medians[who] / medians[next(iter(medians))]
+            ratio = _ratio(rates, [rate for rate, _ in first])
             yield (
-                f"  {size:<11}{who:<8}{medians[who]:>12,.0f} frames/s  ({span})"
+                f"  {size:<11}{who:<8}{statistics.median(rates):>12,.0f} frames/s  ({span})"
                 f"  {ratio:.2f} of the stack's, {statistics.median(costs):,.0f} ns CPU a frame"
             )
+
+
+def _withstand(site: Site, size: str, arguments: argparse.Namespace) -> tuple[float, float]:
+    """Return frames dropped a second, and the nanoseconds of CPU that each took."""
+    dropped = _dropped(site)
+    before = dropped()
+    command = _flood(arguments, _frame(site, size), arguments.seconds)
+    done = json.loads(site.nodes[0].namespace.run(*command, timeout=60).stdout)
+    return (dropped() - before) / done["seconds"], 1e9 * done["cpu"] / done["sent"]
+
+
+def _ratio(values: Sequence[float], base: Sequence[float]) -> float:
+    """Return the median of the ratios of each round."""
+    return statistics.median(mine / other for mine, other in zip(values, base, strict=True))
 
 
 def _frame(site: Site, size: str) -> bytes:
@@ -132,30 +146,46 @@ def left_over(
     sites: Mapping[str, Site], loads: Loads, arguments: argparse.Namespace
 ) -> Iterator[str]:
     """Yield the round trips between pods without the flood and with it, on the same CPU."""
-    for who, site in sites.items():
-        calm, flooded = [], []
-        for _ in range(arguments.rounds):
-            calm.append(loads.measure(site.variant, Load.TCP_RR, seconds=arguments.seconds).value)
-            command = _flood(arguments, _frame(site, "64 bytes"), arguments.seconds + 2, _RATE)
-            with (
-                tempfile.TemporaryDirectory(prefix="kersey-bench-") as logs,
-                Process(site.nodes[0].namespace, command, log=Path(logs) / "flood"),
-            ):
-                flooded.append(
-                    loads.measure(site.variant, Load.TCP_RR, seconds=arguments.seconds).value
-                )
-        without, with_it = statistics.median(calm), statistics.median(flooded)
+    calm: dict[str, list[float]] = defaultdict(list)
+    flooded: dict[str, list[float]] = defaultdict(list)
+    for number in range(arguments.rounds):
+        for who in rotated(list(sites), number):
+            calm[who].append(_round_trips(sites[who], loads, arguments))
+            with _under_flood(sites[who], arguments):
+                flooded[who].append(_round_trips(sites[who], loads, arguments))
+    for who in sites:
         yield (
-            f"  {who:<8}{without:>10,.0f} round trips/s, {with_it:>10,.0f} under the flood:"
-            f" {with_it / without:.0%}"
+            f"  {who:<8}{statistics.median(calm[who]):>10,.0f} round trips/s,"
+            f" {statistics.median(flooded[who]):>10,.0f} under the flood:"
+            f" {_ratio(flooded[who], calm[who]):.0%}"
         )
 
 
-def costs(loads: Loads, layout: Layout, seconds: float) -> Iterator[str]:
+def _round_trips(site: Site, loads: Loads, arguments: argparse.Namespace) -> float:
+    return loads.measure(site.variant, Load.TCP_RR, seconds=arguments.seconds).value
+
+
+@contextmanager
+def _under_flood(site: Site, arguments: argparse.Namespace) -> Iterator[None]:
+    """Have the flood from its first dropped frame to the end of the block."""
+    command = _flood(arguments, _frame(site, "64 bytes"), _ENDLESS, _RATE)
+    dropped = _dropped(site)
+    before = dropped()
+    with (
+        tempfile.TemporaryDirectory(prefix="kersey-bench-") as logs,
+        Process(site.nodes[0].namespace, command, log=Path(logs) / "flood"),
+    ):
+        wait_until(lambda: dropped() > before, timeout=30, what="the flood")
+        yield
+
+
+def costs(loads: Loads, layout: Layout, arguments: argparse.Namespace) -> Iterator[str]:
     """Yield what the uplink's programs cost a run, by tunnel."""
     for variant, site in layout.sites.items():
         if variant in _FAST:
-            for cost in program_costs(loads, site, seconds=seconds):
+            for cost in program_costs(
+                loads, site, rounds=arguments.rounds, seconds=arguments.seconds
+            ):
                 if cost.program in ("wire", "from_uplink"):
                     yield (
                         f"  {variant.name:<16}{cost.load:<34}{cost.program:<12}"
@@ -189,7 +219,7 @@ def main() -> int:
         series = measure_mode(loads, Mode.PLAIN, rounds=rounds, seconds=seconds)
         print(as_text(Report(setting(arguments), Table(tuple(series)), ())), flush=True)
         say("run time of the programs")
-        print("\nprograms under traffic", *costs(loads, layout, seconds), sep="\n", flush=True)
+        print("\nprograms under traffic", *costs(loads, layout, arguments), sep="\n", flush=True)
         sites = {
             "stack": layout.sites[VXLAN],
             "TC": layout.sites[STRICT],

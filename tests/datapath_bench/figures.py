@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 STEAL_LIMIT = 0.05
 FAST_LIMIT = 0.9
@@ -176,6 +177,17 @@ class Series:
         return marks
 
 
+def ratio_of_rounds(series: Series, base: Series) -> float:
+    """Return the median of the ratios of each round: both sides of one were measured together.
+
+    So a machine that is slower for some rounds changes nothing. Rounds in which the hypervisor
+    disturbed one of the two are left out while there are others.
+    """
+    rounds = list(zip(series.samples, base.samples, strict=True))
+    counted = [pair for pair in rounds if not any(sample.is_disturbed for sample in pair)]
+    return statistics.median(mine.value / other.value for mine, other in counted or rounds)
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """All series, with ratios between those of one mode and load."""
@@ -194,9 +206,9 @@ class Table:
         return next(found, None)
 
     def ratio(self, series: Series, base: Variant) -> float | None:
-        """Return the median relative to that of `base` in the same mode and load."""
+        """Return how it compares to `base` in the same mode and load, by `ratio_of_rounds`."""
         other = self.find(series.mode, series.load, base)
-        return None if other is None else series.median / other.median
+        return None if other is None else ratio_of_rounds(series, other)
 
     @property
     def unproven(self) -> list[Series]:
@@ -212,12 +224,15 @@ class Comparison:
     bases: Mapping[Variant, Variant]
 
     def ratio(self, table: Table, series: Series) -> float | None:
-        """Return the ratio of medians, None for a variant that is compared to nothing."""
+        """Return the median ratio, None for a variant that is compared to nothing."""
         base = self.bases.get(series.variant)
         return None if base is None else table.ratio(series, base)
 
 
-def rotated(variants: Sequence[Variant], by: int) -> list[Variant]:
+_T = TypeVar("_T")
+
+
+def rotated(variants: Sequence[_T], by: int) -> list[_T]:
     """Return the variants in their order, another one first each time."""
     start = by % len(variants)
     return [*variants[start:], *variants[:start]]
@@ -231,7 +246,7 @@ class ProgramCost:
     program: str
     runs: int
     nanoseconds: float
-    """For one run, the kernel's own measuring of some 20 ns included."""
+    """For one run, the kernel's own measuring of some 20 ns included; the median of all rounds."""
 
 
 @dataclass(frozen=True, slots=True)

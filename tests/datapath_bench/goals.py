@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from datapath_bench.figures import Load, Mode, Table, Variant
+from datapath_bench.figures import Load, Mode, Table, Variant, ratio_of_rounds
 
 
 class Outcome(StrEnum):
@@ -17,7 +17,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """Under `load` the variant's median is at least so many times that of `base`."""
+    """Under `load` the variant reaches at least so many times what `base` does."""
 
     load: Load
     variant: Variant
@@ -40,7 +40,7 @@ def judge(goal: Goal, table: Table, mode: Mode) -> Judgement:
     base = table.find(mode, goal.load, goal.base)
     if series is None or base is None:
         return Judgement(goal, None, Outcome.UNPROVEN)
-    ratio = series.median / base.median
+    ratio = ratio_of_rounds(series, base)
     if not (series.is_proven and base.is_proven):
         return Judgement(goal, ratio, Outcome.UNPROVEN)
     reached = ratio >= goal.at_least

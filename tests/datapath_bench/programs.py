@@ -7,6 +7,8 @@ which ends with this process however it ends: the sysctl of the same name is not
 import contextlib
 import ctypes
 import os
+import statistics
+from collections import defaultdict
 from collections.abc import Iterator
 from random import Random
 
@@ -19,6 +21,7 @@ from datapath_bench.loads import Loads
 from datapath_bench.variants import Site
 
 FLOW_SIZES = (1, 10_000, 1_000_000)
+FLOW_LOAD = Load.TCP_RR
 COSTED = (Load.TCP_RR, Load.UDP_RR, Load.TCP_STREAM)
 _ENABLE_STATS = 32
 _RUN_TIME = 0
@@ -45,24 +48,34 @@ def _runs(site: Site) -> dict[Program, tuple[int, int]]:
     return totals
 
 
-def program_costs(loads: Loads, site: Site, *, seconds: float) -> list[ProgramCost]:
+def program_costs(loads: Loads, site: Site, *, rounds: int, seconds: float) -> list[ProgramCost]:
     """Return what each program that ran cost under each load. Not while rates are measured."""
-    costs = []
+    found: dict[tuple[Load, Program], list[tuple[int, float]]] = defaultdict(list)
     with _measured_programs():
-        for load in COSTED:
+        for load in [load for load in COSTED if load in loads.kinds] * rounds:
             before = _runs(site)
             loads.measure(site.variant, load, seconds=seconds)
-            costs += list(_differences(load, before, _runs(site)))
-    return costs
+            for program, runs, nanoseconds in _differences(before, _runs(site)):
+                found[load, program].append((runs, nanoseconds))
+    return [
+        ProgramCost(
+            load,
+            program.function,
+            runs=sum(runs for runs, _ in taken),
+            nanoseconds=statistics.median(nanoseconds for _, nanoseconds in taken),
+        )
+        for (load, program), taken in found.items()
+    ]
 
 
 def _differences(
-    load: Load, before: dict[Program, tuple[int, int]], after: dict[Program, tuple[int, int]]
-) -> Iterator[ProgramCost]:
+    before: dict[Program, tuple[int, int]], after: dict[Program, tuple[int, int]]
+) -> Iterator[tuple[Program, int, float]]:
+    """Yield runs and nanoseconds a run of each program that ran in between."""
     for program, (time, runs) in after.items():
         spent, ran = time - before[program][0], runs - before[program][1]
         if ran:
-            yield ProgramCost(load, program.function, ran, spent / ran)
+            yield program, ran, spent / ran
 
 
 def flow_sizes(loads: Loads, site: Site, *, rounds: int, seconds: float) -> Iterator[FlowSize]:
@@ -73,7 +86,7 @@ def flow_sizes(loads: Loads, site: Site, *, rounds: int, seconds: float) -> Iter
         for _ in range(rounds):
             for size in FLOW_SIZES:
                 with _filled(roomy, size - _BASE_FLOWS):
-                    sample = loads.measure(site.variant, Load.TCP_RR, seconds=seconds)
+                    sample = loads.measure(site.variant, FLOW_LOAD, seconds=seconds)
                 values[size].append(sample.value)
     for size in FLOW_SIZES:
         yield FlowSize(size, tuple(values[size]), "")

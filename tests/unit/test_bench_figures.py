@@ -110,6 +110,23 @@ def test_ratio_compares_within_one_mode_and_load() -> None:
     assert table.ratio(table.series[-1], VXLAN) is None
 
 
+def test_ratio_compares_round_by_round_as_the_machine_slows_down() -> None:
+    table = Table(
+        (
+            series(BARE, sample(100), sample(60), sample(100), sample(50)),
+            series(STRICT, sample(90), sample(48), sample(40, steal=0.2), sample(40)),
+        )
+    )
+
+    assert table.ratio(table.series[-1], BARE) == pytest.approx(0.8)
+
+
+def test_ratio_of_only_disturbed_rounds_is_still_given() -> None:
+    table = Table((series(BARE, sample(10, steal=0.2)), series(STRICT, sample(8))))
+
+    assert table.ratio(table.series[-1], BARE) == pytest.approx(0.8)
+
+
 def test_comparison_gives_no_ratio_to_what_has_no_base() -> None:
     table = Table((series(VXLAN, sample(40)), series(STRICT, sample(80, fast=1.0))))
     netlink = Comparison("netlink", {STRICT: VXLAN})

@@ -28,12 +28,25 @@ def test_each_backend_is_tried_without_and_with_the_fast_path() -> None:
     ]
 
 
+def test_one_datapath_can_be_asked_for() -> None:
+    chosen = steps(NO_LAB, ["ipip"], datapaths=["auto"], fast=True, lifecycle=False)
+    assert [name for name, _ in chosen] == ["ipip, auto", "ipip, load"]
+    chosen = steps(NO_LAB, ["ipip"], datapaths=["netlink"], fast=True, lifecycle=False)
+    assert [name for name, _ in chosen] == ["ipip, netlink"]
+
+
 def test_on_an_old_kernel_the_reason_is_asked_for_instead() -> None:
     assert names("ipip", fast=False)[-1] == "ipip, old kernel"
 
 
 def test_bcc_is_removed_last_as_nothing_brings_it_back() -> None:
-    assert names("vxlan", lifecycle=True)[3:] == ["upgrade", "reboot", "lockdown", "no bcc"]
+    assert names("vxlan", lifecycle=True)[3:] == [
+        "restart",
+        "upgrade",
+        "reboot",
+        "lockdown",
+        "no bcc",
+    ]
 
 
 def test_every_backend_with_a_wire_of_its_own_can_be_asked_for() -> None:

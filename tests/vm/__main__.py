@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -40,13 +40,16 @@ BACKENDS = {
 }
 """By what --backend calls them."""
 
+DATAPATHS = ("netlink", "auto")
+"""Values of --datapath, in the order in which they are tried."""
+
 _OLDEST_FOR_BPF = (5, 13)  # docs/KERNELS.md
 
 _DESCRIPTION = """\
 Boot two small machines with a stock kernel of Debian in plain QEMU, make them nodes of a network by
 deploy/vagrant/provision, and check it: for each backend without and with the fast path; then
-upgrade the package, reboot, lock the kernel down and remove bcc. Prints a table; exit status 0 if
-all is well, 1 if not, 2 for a wrong call.
+restart the daemons, upgrade the package, reboot, lock the kernel down and remove bcc. Prints a
+table; exit status 0 if all is well, 1 if not, 2 for a wrong call.
 
 The first run builds an image, which takes a mirror of Debian and some minutes. It is kept in
 $XDG_CACHE_HOME/kersey or /var/cache/kersey. The processor is emulated: count on minutes.
@@ -60,17 +63,25 @@ The machines stay up until Ctrl-C. Another shell on node1 or node2, by this proc
 Step = tuple[str, Callable[[], list[Row]]]
 
 
-def steps(lab: Lab, backends: Iterable[str], *, fast: bool, lifecycle: bool) -> Iterator[Step]:
+def steps(
+    lab: Lab,
+    backends: Iterable[str],
+    *,
+    datapaths: Collection[str] = DATAPATHS,
+    fast: bool,
+    lifecycle: bool,
+) -> Iterator[Step]:
     """Yield what is done, in order; `fast` says whether the kernel allows the fast path."""
     for name in backends:
         backend = BACKENDS[name]
-        yield f"{name}, netlink", partial(_made, lab, backend, "netlink")
-        yield f"{name}, auto", partial(_made, lab, backend, "auto")
-        if fast:
+        for datapath in datapaths:
+            yield f"{name}, {datapath}", partial(_made, lab, backend, datapath)
+        if fast and "auto" in datapaths:
             yield f"{name}, load", partial(checks.fast_rows, lab)
-        else:
+        elif "auto" in datapaths:
             yield f"{name}, old kernel", partial(checks.slow_rows, lab, "too old")
     if lifecycle:
+        yield "restart", partial(checks.restarted_rows, lab)
         yield "upgrade", partial(checks.upgrade_rows, lab)
         yield "reboot", partial(checks.reboot_rows, lab)
         yield "lockdown", partial(checks.lockdown_rows, lab)
@@ -118,7 +129,13 @@ def _try_kernel(booted: Kernel, options: argparse.Namespace, base: Image) -> boo
         with open_lab(booted, base, packages=packages, directory=directory) as lab:
             fast = booted.version >= _OLDEST_FOR_BPF
             chosen = options.backend or list(BACKENDS)
-            made = steps(lab, chosen, fast=fast, lifecycle=not options.backends_only)
+            made = steps(
+                lab,
+                chosen,
+                datapaths=options.datapath or DATAPATHS,
+                fast=fast,
+                lifecycle=not options.backends_only,
+            )
             findings = list(carry_out(made))
             print("\n".join(as_lines(booted.release, findings)), flush=True)
             if options.keep:
@@ -139,6 +156,12 @@ def parser() -> argparse.ArgumentParser:
         help="one of the networks to try; again for another; all without it",
     )
     made.add_argument(
+        "--datapath",
+        action="append",
+        choices=DATAPATHS,
+        help="what to start the daemons with, for each backend (default: one after the other)",
+    )
+    made.add_argument(
         "--kernel",
         action="append",
         metavar="PACKAGE",
@@ -146,7 +169,9 @@ def parser() -> argparse.ArgumentParser:
         f" {DEFAULT_KERNEL}/bookworm-backports; again for another (default: {DEFAULT_KERNEL})",
     )
     made.add_argument(
-        "--backends-only", action="store_true", help="no upgrade, reboot, lockdown, removal of bcc"
+        "--backends-only",
+        action="store_true",
+        help="no restart, upgrade, reboot, lockdown, removal of bcc",
     )
     made.add_argument(
         "--packages",

@@ -20,7 +20,11 @@ from vm.image import Image
 from vm.kernel import Kernel
 from vm.machine import COMMAND_WITHIN, Machine
 
-NODES = 2
+_ENDS = ((1, 2), (2, 1))
+"""Each machine's number, and that of the machine at the other end of their link."""
+
+_LINK_PACKETS = 512
+"""Packets that may wait for the other end; with few, QEMU would spin while that is busy."""
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _CHECKOUT = "/kersey"
 _PACKAGES = "/packages"
@@ -97,6 +101,7 @@ def open_lab(
     """Boot the machines and give them checkout and packages; end them with the block."""
     with ExitStack() as opened:
         namespace = opened.enter_context(Namespace(_NAMESPACE))
+        namespace.sysctl("net.unix.max_dgram_qlen", _LINK_PACKETS)
         config = directory / "ssh_config"
         ssh = tuple(namespace.command("ssh", "-F", config))
         machines = tuple(
@@ -104,6 +109,7 @@ def open_lab(
                 Machine(
                     f"node{number}",
                     number=number,
+                    peer=peer,
                     address=IPv4Interface(f"198.18.0.{10 + number}/24"),
                     kernel=kernel,
                     image=image,
@@ -112,7 +118,7 @@ def open_lab(
                     directory=directory,
                 )
             )
-            for number in range(1, NODES + 1)
+            for number, peer in _ENDS
         )
         entries = "".join(machine.ssh_entry for machine in machines)
         config.write_text(entries + _SSH_CONFIG.format(key=image.key))

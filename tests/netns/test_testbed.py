@@ -349,7 +349,11 @@ def with_program(tmp_path: Path) -> Iterator[Callable[[str], Cluster]]:
 
 WRITE_SUBNET = r"""
 for a; do case $a in --subnet-file=*) file=${a#*=};; esac; done
-printf 'FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_MTU=1450\n' > "$file.new"
+{
+    echo FLANNEL_NETWORK=10.244.0.0/16
+    echo FLANNEL_SUBNET=10.244.7.1/24
+    echo FLANNEL_MTU=1450
+} > "$file.new"
 mv "$file.new" "$file"
 echo "started $*"
 exec sleep 1000

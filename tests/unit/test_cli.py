@@ -54,6 +54,17 @@ def test_each_command_has_a_help_of_its_own(name: str, capsys: pytest.CaptureFix
     assert "\nExit status:\n  0  done\n" in printed
 
 
+@pytest.mark.parametrize("word", ["--help", "-h", "help"])
+@pytest.mark.parametrize(("first", "whole"), [("flush", "flush flows"), ("config", "config check")])
+def test_the_first_of_two_words_has_the_help_of_what_it_begins(
+    first: str, whole: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([first, word], {}) == 0
+    printed = capsys.readouterr().out
+    cli.run([*whole.split(), "--help"], {})
+    assert printed == capsys.readouterr().out
+
+
 def test_the_doctors_help_says_what_its_exit_status_means(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

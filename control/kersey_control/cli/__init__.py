@@ -54,6 +54,10 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if words[0] in _HELP:
         print(_help())
         return 0
+    begun = _begun_by(words[0])
+    if begun and words[1:2] and words[1] in _HELP:
+        print("\n".join(_help_of(name, COMMANDS[name]) for name in begun), end="")
+        return 0
     name = _name_in(words)
     return _run_command(name, COMMANDS[name], words[len(name.split()) :], environ)
 
@@ -63,9 +67,14 @@ def _name_in(words: Sequence[str]) -> str:
     for name in (" ".join(words[:2]), words[0]):
         if name in COMMANDS:
             return name
-    group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
-    got = " ".join(words[: 2 if group else 1])
-    raise UsageError(f"command: got {got!r}, expected one of {', '.join(group or COMMANDS)}")
+    begun = _begun_by(words[0])
+    got = " ".join(words[: 2 if begun else 1])
+    raise UsageError(f"command: got {got!r}, expected one of {', '.join(begun or COMMANDS)}")
+
+
+def _begun_by(word: str) -> list[str]:
+    """Return the commands of two words that begin with this one."""
+    return [name for name in COMMANDS if name.startswith(f"{word} ")]
 
 
 def _run_command(

@@ -106,7 +106,7 @@ COMMANDS: Mapping[str, Command[Any]] = {
         NodeFlags,
         _peers,
         details="Counts are packets on the wire and bytes of pods' packets, by path and way.",
-        statuses={1: "a peer is not programmed, or the command failed"},
+        statuses={1: "a peer is not programmed or does not answer, or the command failed"},
     ),
     "flows": Command(
         "list pods' flows, which are fast, and why the others are not", FlowsFlags, _flows
@@ -137,7 +137,12 @@ COMMANDS: Mapping[str, Command[Any]] = {
             4: "something keeps packets from arriving, or will",
         },
     ),
-    "leases": Command("list the leases of the network", LeasesFlags, _leases),
+    "leases": Command(
+        "list the leases of the network, as etcd has them",
+        LeasesFlags,
+        _leases,
+        details="Reads etcd alone. Of Kubernetes: kubectl get nodes -o yaml, and kersey peers.",
+    ),
     "config check": Command(
         "check a network config, and show what it means",
         JsonFlag,

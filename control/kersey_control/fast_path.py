@@ -44,6 +44,11 @@ from kersey_control.xdp import XdpChoice, choose_xdp
 
 logger = logging.getLogger(__name__)
 
+ASKED_FOR = "asked for"
+NOT_OURS = "with this backend packets are not ours to carry"
+NOT_WANTED = frozenset({ASKED_FOR, NOT_OURS})
+"""Reasons to have no fast path that are nobody's trouble; the alerting rules have them too."""
+
 LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 """Without it conntrack calls packets that return from the fast path INVALID: it saw only some of
 the connection, and kube-proxy drops what is INVALID."""
@@ -73,10 +78,10 @@ def open_fast_path(options: Options, config: NetworkConfig) -> Datapath:
     Raises UnavailableError with every reason why there is no fast path here.
     """
     if options.datapath is asked.Datapath.NETLINK:
-        raise NotWantedError("asked for")
+        raise NotWantedError(ASKED_FOR)
     kind = _TUNNELS.get(type(config.backend))
     if kind is None:
-        raise NotWantedError("with this backend packets are not ours to carry")
+        raise NotWantedError(NOT_OURS)
     capabilities = probe(options.bpf_dir)
     if not capabilities.available:
         raise UnavailableError("; ".join(capabilities.missing))

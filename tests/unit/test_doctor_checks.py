@@ -26,10 +26,18 @@ from kersey_control.doctor.examination import Check, Result, examine, worst
 from kersey_control.doctor.finding import Finding, Severity, error, listed, note, warning
 from kersey_control.doctor.host import Process
 from kersey_control.errors import KernelError
+from kersey_control.fast_path import NOT_WANTED
 from kersey_control.netconfig import parse_network_config
 from kersey_control.rules.base import Hazard
 from kersey_control.subnets.etcd_options import EtcdOptions
-from kersey_control.told import ToldLease, ToldOptions, ToldPeers, ToldStatus, ToldStore
+from kersey_control.told import (
+    ToldDatapath,
+    ToldLease,
+    ToldOptions,
+    ToldPeers,
+    ToldStatus,
+    ToldStore,
+)
 from operator_values import NETWORK, SUBNET, flow, node_view, vxlan
 
 KERSEYD = Process(10, "kerseyd", "/usr/bin/python3 /usr/local/sbin/kerseyd --ip-masq")
@@ -347,7 +355,7 @@ def test_a_rule_that_closes_the_tunnels_port_is_found(
     ("missing", "cure"),
     [
         ("/usr/bin/python3 has no module bcc: install ...", "apt-get install python3-bpfcc"),
-        ("uid 1000 lacks CAP_NET_ADMIN and CAP_BPF", "CAP_BPF"),
+        ("uid 1000 lacks CAP_NET_ADMIN and CAP_BPF", "CAP_SYS_ADMIN"),
         ("kernel 5.4 is too old: 5.13 is needed", "a newer kernel"),
         ("something new", "none known"),
     ],
@@ -376,6 +384,22 @@ def test_the_mode_of_the_daemon(
     mode: str, trouble: str, severity: Severity | None, what: str
 ) -> None:
     expect(programs.judge_mode(mode, "no bcc", Path("/pins"), trouble), severity, what)
+
+
+@pytest.mark.parametrize("why", sorted(NOT_WANTED))
+def test_no_fast_path_that_nobody_wants_is_nobodys_trouble(why: str) -> None:
+    expect(programs.judge_mode("netlink", why, Path("/pins"), "nothing is pinned"), None)
+    state = told(datapath=ToldDatapath("netlink", why), options=ToldOptions(datapath="auto"))
+    expect(programs.check(node_view(told=state)), None)
+
+
+def test_a_machine_that_lacks_something_is_told_where_a_fast_path_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    state = told(datapath=ToldDatapath("netlink", "no bcc"), options=ToldOptions(datapath="auto"))
+    found = [finding.what for finding in programs.check(node_view(told=state))]
+    assert "kerseyd runs without a fast path: no bcc" in found
 
 
 def test_forged_packets_are_counted_by_reason() -> None:

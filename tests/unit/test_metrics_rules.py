@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kersey_control.fast_path import NOT_WANTED
 
 REPOSITORY = Path(__file__).parents[2]
 PROMETHEUS = REPOSITORY / "deploy" / "prometheus"
@@ -52,6 +53,12 @@ def test_an_alert_names_a_paragraph_of_the_operators_page(alert: str) -> None:
     assert f"runbook: docs/OPERATIONS.md#{alert.lower()}\n" in rule
     paragraph = page.split(f"\n#### {alert}\n")[1].split("\n#")[0]
     assert len(paragraph.split()) > 25
+
+
+def test_who_wants_no_fast_path_is_told_of_none() -> None:
+    (reasons,) = re.findall(r'mode="netlink", reason!~"(.*?)"', RULES)
+    assert set(reasons.split("|")) == NOT_WANTED
+    assert all(f'reason="{reason}"' in CASES for reason in NOT_WANTED)
 
 
 def test_the_page_explains_no_alert_that_there_is_not() -> None:

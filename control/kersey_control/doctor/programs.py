@@ -11,7 +11,9 @@ from kersey_loader.view import ViewedFlow
 
 from kersey_control.doctor.finding import Finding, note, warning
 from kersey_control.errors import UnavailableError
+from kersey_control.fast_path import NOT_WANTED
 from kersey_control.node_view import NodeView
+from kersey_control.told import ToldStatus
 from kersey_control.verdicts import forged_among
 
 RECENT = 60.0
@@ -23,8 +25,8 @@ _PERCENT = 100
 _SLOWER = "packets take the kernel's own path: everything works, but slower"
 _CURES = (
     ("bcc", "apt-get install python3-bpfcc"),
-    ("CAP_", "sudo kersey doctor; a container needs CAP_BPF and CAP_NET_ADMIN"),
-    ("BPF maps", "raise RLIMIT_MEMLOCK, or give the container CAP_BPF"),
+    ("CAP_", "sudo kersey doctor; a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN"),
+    ("BPF maps", "raise RLIMIT_MEMLOCK, or give the container CAP_SYS_ADMIN"),
     ("too old", "a newer kernel"),
     ("file system", "a kernel with CONFIG_BPF_SYSCALL"),
 )
@@ -33,8 +35,8 @@ _CURES = (
 def check(view: NodeView) -> Iterator[Finding]:
     """Look at what the fast path needs, and at what it says of itself."""
     told = view.told
-    if told is not None and told.options.datapath == "netlink":
-        return  # asked for
+    if told is not None and not _is_wanted(told):
+        return
     if os.geteuid() != 0:
         return  # what we lack says nothing of the daemon
     directory = view.pins.parent
@@ -48,6 +50,11 @@ def check(view: NodeView) -> Iterator[Finding]:
         yield from judge_troubles(told.fast_path.troubles if told.fast_path else {})
         yield from judge_senders(told.fast_path.verdicts if told.fast_path else {})
     yield from _flows(view)
+
+
+def _is_wanted(told: ToldStatus) -> bool:
+    """Return whether somebody misses a fast path that is not there: not by option or backend."""
+    return told.options.datapath != "netlink" and told.datapath.reason not in NOT_WANTED
 
 
 def judge_lacks(missing: Iterable[str]) -> Iterator[Finding]:
@@ -75,6 +82,8 @@ def mount_point(directory: Path) -> Path:
 
 def judge_mode(mode: str, why: str, pins: Path, pins_trouble: str) -> Iterator[Finding]:
     """Say why the daemon does without, or where its maps cannot be found."""
+    if why in NOT_WANTED:
+        return
     if mode != "bpf":
         yield warning(
             f"kerseyd runs without a fast path: {why}",

@@ -260,6 +260,7 @@ def test_versions_are_the_programs() -> None:
         {"healthz": {"port": 0}},
         {"metrics": {"port": 70000}},
         {"metrics": {"statusPage": True}},
+        {"metrics": {"port": 9475, "clientCertificates": True}},
         {"probes": {"interval": -1}},
         {"probes": {"port": 0}},
         {"maxUnavailable": 0},
@@ -271,6 +272,27 @@ def test_values_that_cannot_work_are_refused_before_anything_is_sent(
 ) -> None:
     with pytest.raises(ChartError):
         chart(values)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_metrics_are_served_by_tls_with_a_secret_that_is_mounted(*, asks: bool) -> None:
+    tls = {"tlsSecret": "prometheus", "clientCertificates": asks}
+    documents = chart({"metrics": {"port": 9475, **tls}})
+    for version in KUBERNETES:
+        kubernetes_validate.validate(documents["DaemonSet", "kersey"], version, strict=True)
+    options = parse_options(daemon_arguments(documents), {})
+    spec = pod_spec(documents)
+    (volume,) = (each for each in spec["volumes"] if "secret" in each)
+    assert volume["secret"] == {"secretName": "prometheus"}
+    (mount,) = (
+        each for each in spec["containers"][0]["volumeMounts"] if each["name"] == volume["name"]
+    )
+    folder = Path(mount["mountPath"])
+    assert options.metrics_certfile == folder / "tls.crt"
+    assert options.metrics_keyfile == folder / "tls.key"
+    assert options.metrics_cafile == (folder / "ca.crt" if asks else None)
+    without_port = chart({"metrics": tls})
+    assert without_port == chart()
 
 
 def test_further_values_reach_their_places() -> None:

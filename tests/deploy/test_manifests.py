@@ -1,6 +1,7 @@
 """The manifests: one source, valid for every Kubernetes in use, and what the daemon understands."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -272,6 +273,26 @@ def test_values_that_cannot_work_are_refused_before_anything_is_sent(
 ) -> None:
     with pytest.raises(ChartError):
         chart(values)
+
+
+def test_the_pages_patch_leads_to_etcd_by_tls(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "KUBERNETES.md").read_text()
+    (patches,) = re.findall(r"^```yaml\n(patches:\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    etcd = os.path.relpath(DEPLOY / "kubernetes" / "overlays" / "etcd", tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{etcd}]\n{patches}")
+    ours, theirs = (
+        effective(documents)
+        for documents in (
+            kustomized(tmp_path),
+            chart(
+                {
+                    "store": "etcd",
+                    "etcd": {"endpoints": ["https://etcd.example:2379"], "tlsSecret": "etcd-tls"},
+                }
+            ),
+        )
+    )
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("asks", [False, True])

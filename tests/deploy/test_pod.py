@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,6 +131,24 @@ def test_an_address_that_a_crash_left_reserved_is_no_obstacle(machine: Machine) 
     machine.run("ip", "netns", "delete", "a")  # as at a reboot: the reservation is on disk
     machine.pod("add", "a")
     assert len([name for name in taken(machine) if name[0].isdigit()]) == 1
+
+
+def test_disabling_the_template_takes_every_pod_out_of_the_boot_sequence(
+    tmp_path: Path, requires: Callable[..., None]
+) -> None:
+    requires("systemctl")
+    units = tmp_path / "etc/systemd/system"
+    units.mkdir(parents=True)
+    shutil.copy(DEPLOY / "vagrant" / "kersey-pod@.service", units)
+
+    def systemctl(*words: str) -> None:
+        subprocess.run(["systemctl", f"--root={tmp_path}", "--quiet", *words], check=True)
+
+    wants = units / "multi-user.target.wants"
+    systemctl("enable", "kersey-pod@one.service", "kersey-pod@two.service")
+    assert len(list(wants.iterdir())) == 2
+    systemctl("disable", "kersey-pod@.service")  # as docs/INSTALL.md says; globs are refused
+    assert not wants.exists()
 
 
 def test_deleting_a_pod_that_is_not_there_is_no_error(machine: Machine) -> None:

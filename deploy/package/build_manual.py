@@ -45,7 +45,8 @@ _FILES = {
     "/run/flannel/subnet.env": "this node's subnet and MTU, for CNI plugins",
     "/run/kersey": "the daemon's socket and state",
     "/sys/fs/bpf/kersey": "programs and maps of the fast path",
-    "/usr/share/doc/kersey": "guides: OPERATIONS.md, INSTALL.md, COMPATIBILITY.md, ...",
+    "/usr/share/doc/kersey": "guides: OPERATIONS.md, INSTALL.md, COMPATIBILITY.md, ...; in examples"
+    " Prometheus' rules and Grafana's dashboard",
 }
 
 

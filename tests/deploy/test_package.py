@@ -1,5 +1,6 @@
 """The Debian package: what is in it, its service, and what it does to a system and takes back."""
 
+import gzip
 import hashlib
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from debian_package import Package, build
+from guides import dead_links
 from kersey_control import __version__
 from kersey_control.cni import CniConfig
 from kersey_control.flags import flags_of
@@ -26,6 +28,7 @@ pytestmark = [
     pytest.mark.timeout(400),  # the first builds the package
 ]
 
+REPOSITORY = DEPLOY.parent
 PARTS = DEPLOY / "package"
 CONF_FILE = Path("etc/default/kersey")
 
@@ -121,6 +124,37 @@ def test_every_package_in_it_has_its_licence(package: Package) -> None:
     texts = re.findall("^  (/.*)$", text, re.MULTILINE)
     assert len(texts) >= len(bundled)
     assert all((package.tree / each.lstrip("/")).is_file() for each in texts)
+
+
+def test_the_guides_links_lead_to_files_of_the_package(package: Package) -> None:
+    folder = package.tree / "usr/share/doc/kersey"
+    guides = list(folder.glob("*.md"))
+    assert [link for guide in guides for link in dead_links(guide)] == []
+    wanted = {path.name for path in (REPOSITORY / "docs").glob("*.md")}
+    assert wanted < {guide.name for guide in guides}
+    changelog = gzip.decompress((folder / "changelog.gz").read_bytes()).decode()
+    assert "](docs/" not in changelog
+
+
+def test_what_the_guides_say_of_rules_and_dashboard_is_beside_them(package: Package) -> None:
+    folder = package.tree / "usr/share/doc/kersey"
+    page = (folder / "OPERATIONS.md").read_text()
+    for name in ("kersey.rules.yml", "kersey.json"):
+        assert f"`examples/{name}`" in page
+        assert (folder / "examples" / name).is_file()
+    rules = (folder / "examples" / "kersey.rules.yml").read_text()
+    places = set(re.findall(r"(\S+)#kersey", rules))
+    assert places == {"/usr/share/doc/kersey/OPERATIONS.md"}
+
+
+def test_the_licence_it_names_is_the_one_of_the_repository(package: Package) -> None:
+    text = (package.tree / "usr/share/doc/kersey/copyright").read_text()
+    (name,) = re.findall(r"^License: (.*)$", text.split("\n\n")[1], re.MULTILINE)
+    assert f'\nlicense = "{name}"\n' in (REPOSITORY / "pyproject.toml").read_text()
+    licence = (REPOSITORY / "LICENSE").read_text()
+    assert "Apache License\n                           Version 2.0" in licence
+    (brought,) = package.tree.glob("usr/lib/kersey/kersey-*.dist-info/licenses/LICENSE")
+    assert brought.read_text() == licence
 
 
 @pytest.mark.parametrize("command", ["kersey version", "kerseyd --version"])

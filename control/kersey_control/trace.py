@@ -220,7 +220,7 @@ class _Tracer:
             return Step("route", f"the kernel refuses: {way.kind}", ok=False)
         peer = destination.peer
         if destination.kind is Kind.UNLEASED:
-            says = f"{way}; no node has a lease for this address (kersey leases)"
+            says = f"{way}; no node has a lease for this address (kersey peers)"
             return Step("route", says, ok=False)
         if destination.kind is not Kind.PEER_POD or peer is None:
             return Step("route", f"{way}" if way.kind == "unicast" else f"{way.kind}, {way}")

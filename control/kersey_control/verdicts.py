@@ -46,8 +46,8 @@ WORDS: Mapping[Verdict, str] = {
     Verdict.CHANGED: "its TOS or TTL was changed on its way through the stack",
     Verdict.OTHER_GATEWAY: "leaves by another way than the lease says (ip rule, ip neigh)",
     Verdict.DECAPSULATED: "its tunnel's headers are off; from_uplink judges what was inside",
-    Verdict.UNKNOWN_NODE: "its sender is no node of this network (kersey leases)",
-    Verdict.FOREIGN_SOURCE: "its inner source is in another node's subnet (kersey leases), not in"
+    Verdict.UNKNOWN_NODE: "its sender is no node of this network (kersey peers)",
+    Verdict.FOREIGN_SOURCE: "its inner source is in another node's subnet (kersey peers), not in"
     " its sender's",
     Verdict.OUTSIDE_SOURCE: "its inner source is neither a pod's address nor its sender's own",
     Verdict.HIDDEN_SOURCE: "a fragment or a VLAN tag hides its inner source, or it comes in"

@@ -67,7 +67,7 @@ def _rights() -> str | None:
     bits = int(held[1], 16) if held else 0
     if bits >> _CAP_NET_ADMIN & 1 and (bits >> _CAP_SYS_ADMIN | bits >> _CAP_BPF) & 1:
         return None
-    return f"uid {os.geteuid()} lacks CAP_NET_ADMIN and CAP_BPF (or CAP_SYS_ADMIN)"
+    return f"uid {os.geteuid()} lacks CAP_NET_ADMIN and CAP_SYS_ADMIN"
 
 
 def _file_system(directory: Path) -> str | None:

@@ -355,7 +355,7 @@ def test_a_rule_that_closes_the_tunnels_port_is_found(
     ("missing", "cure"),
     [
         ("/usr/bin/python3 has no module bcc: install ...", "apt-get install python3-bpfcc"),
-        ("uid 1000 lacks CAP_NET_ADMIN and CAP_BPF", "CAP_SYS_ADMIN"),
+        ("uid 1000 lacks CAP_NET_ADMIN and CAP_SYS_ADMIN", "CAP_SYS_ADMIN"),
         ("kernel 5.4 is too old: 5.13 is needed", "a newer kernel"),
         ("something new", "none known"),
     ],
@@ -405,7 +405,7 @@ def test_a_machine_that_lacks_something_is_told_where_a_fast_path_is_wanted(
 def test_forged_packets_are_counted_by_reason() -> None:
     verdicts = {"from_uplink": {"fast": 9, "unknown_node": 1500}, "from_pod": {"pod_tunnel": 2}}
     found = programs.judge_senders(verdicts)
-    expect(found, NOTE, "1,500 unknown_node, 2 pod_tunnel", "kersey leases")
+    expect(found, NOTE, "1,500 unknown_node, 2 pod_tunnel", "kersey peers")
     expect(programs.judge_senders({"from_uplink": {"fast": 9, "stale": 4}}), None)
 
 

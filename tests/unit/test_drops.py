@@ -114,7 +114,7 @@ def test_a_table_explains_each_reason_once_and_says_what_it_left_out(
     ]
     assert third.split()[3:] == ["lo", "198.18.0.99", ">", "198.18.0.11", "-", "-", "96"]
     assert [line for line in lines if line[0] == " "] == [
-        "  unknown_node: its sender is no node of this network (kersey leases)",
+        "  unknown_node: its sender is no node of this network (kersey peers)",
         "  protocol: neither TCP nor UDP",
         "  + 1,234 more not shown (--rate 100 a second on each CPU)",
         "  + 766 more not shown (--rate 100 a second on each CPU)",

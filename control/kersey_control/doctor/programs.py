@@ -118,7 +118,7 @@ def judge_senders(verdicts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding
             f"tunnel packets refused since the programs started: {shown}",
             "their sender may not send them: forged, or from a node whose lease says another"
             " address than it sends from (NAT, several uplinks)",
-            "kersey drops shows them as they come, kersey leases each node's address; --public-ip"
+            "kersey drops shows them as they come, kersey peers each node's address; --public-ip"
             " and --iface set it, and --spoof-check=count lets such packets pass",
         )
 

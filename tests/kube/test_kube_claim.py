@@ -224,11 +224,23 @@ def test_an_answer_without_our_annotations_is_refused(
     api.fail("patch", Fault(200, text=json.dumps(api.nodes[NODE])))
     with pytest.raises(StoreRefusedError, match=f"node {NODE} does not keep our annotations"):
         store.acquire(make_claim(), config)
-    api.fail("patch", Fault(200, text="[]"))
-    with pytest.raises(
-        InvalidInputError, match="kubernetes answer: got b'\\[\\]', expected a node"
-    ):
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"kind": "Status", "metadata": {}}'])
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("get", "get nodes: kubernetes answer: got .* expected a node "),
+        ("patch", "patch nodes/status: kubernetes answer: got .* expected a node "),
+    ],
+)
+def test_an_answer_that_is_no_node_says_nothing_of_ours(
+    api: ApiServer, store: KubeStore, config: NetworkConfig, *, verb: str, words: str, text: str
+) -> None:
+    api.fail(verb, Fault(200, text=text))
+    with pytest.raises(StoreUnavailableError, match=words):
         store.acquire(make_claim(), config)
+    assert store.acquire(make_claim(), config).lease == OWN
 
 
 def test_what_the_server_makes_of_our_text_counts_as_ours(
@@ -256,10 +268,13 @@ def test_the_node_can_be_asked_for_by_our_pod(
         api.pods["kube-flannel", "kersey-x1"] = ""
         with pytest.raises(StoreUnavailableError, match="kube-flannel/kersey-x1 has no node yet"):
             store.acquire(make_claim(), config)
+        api.fail("get", Fault(200, text="{}"))
+        with pytest.raises(StoreUnavailableError, match=r"get pods: .* expected a pod"):
+            store.acquire(make_claim(), config)
         api.pods["kube-flannel", "kersey-x1"] = NODE
         assert store.acquire(make_claim(), config).lease == OWN
         store.acquire(make_claim(), config)
-    assert sum("/pods/" in seen.path for seen in api.of("get")) == 3
+    assert sum("/pods/" in seen.path for seen in api.of("get")) == 4
 
 
 def test_what_the_node_remembers(api: ApiServer, store: KubeStore, config: NetworkConfig) -> None:

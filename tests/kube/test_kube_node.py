@@ -14,12 +14,14 @@ from kersey_control.subnets.kube_node import (
     Change,
     Node,
     OwnNode,
+    Page,
     StreamError,
     Unreadable,
     available_patch,
     decode_event,
     decode_own,
     decode_page,
+    decode_pod_node,
 )
 from kersey_control.subnets.kube_options import AnnotationKeys
 from kube.members import annotations, cidr, data, make_lease
@@ -44,7 +46,8 @@ def item(number: int, **changes: Any) -> Json:
 
 
 def page(*items: object) -> bytes:
-    return json.dumps({"metadata": {"resourceVersion": "9"}, "items": items}).encode()
+    metadata = {"resourceVersion": "9"}
+    return json.dumps({"kind": "NodeList", "metadata": metadata, "items": items}).encode()
 
 
 def event(kind: str, thing: object) -> bytes:
@@ -87,7 +90,8 @@ def test_other_pod_networks_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["null", "", "{}", '{"VNI":1}', " {}", '"x"'])
 def test_data_is_any_json_and_null_is_none(text: str) -> None:
-    metadata = {"name": "n", "annotations": annotations(1, backend_data=text)}
+    notes = annotations(1, backend_data=text)
+    metadata = {"name": "n", "resourceVersion": "7", "annotations": notes}
     lease = node(metadata=metadata).lease()
     assert lease is not None
     assert lease.backend_data == (b"" if text in ("null", "") else text.encode())
@@ -95,7 +99,8 @@ def test_data_is_any_json_and_null_is_none(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["{", "nul", "{} {}", "[" * 5000, "\0"])
 def test_data_that_is_no_json_is_refused(text: str) -> None:
-    metadata = {"name": "n", "annotations": annotations(1, backend_data=text)}
+    notes = annotations(1, backend_data=text)
+    metadata = {"name": "n", "resourceVersion": "7", "annotations": notes}
     with pytest.raises(InvalidInputError, match=r"^node n: backend-data: got '.*', expected JSON"):
         node(metadata=metadata).lease()
 
@@ -112,7 +117,7 @@ def test_data_that_is_no_json_is_refused(text: str) -> None:
     ids=str,
 )
 def test_incomplete_nodes_are_no_leases(metadata: Json) -> None:
-    assert node(metadata=metadata).lease() is None
+    assert node(metadata={"resourceVersion": "7", **metadata}).lease() is None
 
 
 def test_an_unreadable_node_does_not_spoil_its_page() -> None:
@@ -122,23 +127,54 @@ def test_an_unreadable_node_does_not_spoil_its_page() -> None:
         {"metadata": 7},
         "no object",
         None,
+        {},
+        {"metadata": {"name": "n8"}},
+        {"metadata": {"resourceVersion": "7"}},
     ]
     found = decode_page(page(item(1), *broken, item(4)), KEYS)
     assert [each.name for _, each in found.nodes] == ["n0001", "n0004"]
     nameless = "(a node without a name)"
-    assert [each.name for each in found.unreadable] == ["n2", "n0003", nameless, nameless, nameless]
+    names = ["n2", "n0003", *[nameless] * 4, "n8", nameless]
+    assert [each.name for each in found.unreadable] == names
     assert "`$.metadata.annotations[...]`" in found.unreadable[0].reason
+    assert found.unreadable[6].reason == "a node (its metadata lacks name or resourceVersion)"
     assert found.revision == "9"
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b'{"items": 7}', b'{"metadata": []}'])
+def changed(body: bytes, **changes: object) -> bytes:
+    """Return a JSON object with other fields; None takes one away."""
+    merged = {**json.loads(body), **changes}
+    return json.dumps({key: value for key, value in merged.items() if value is not None}).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"<html>",
+        b'{"status": "ok"}',
+        b'{"kind": "Status", "metadata": {}, "status": "Success"}',
+        changed(page(), kind=None),
+        changed(page(), kind="PodList"),
+        changed(page(), items=None),
+        changed(page(), items=7),
+        changed(page(), metadata=None),
+        changed(page(), metadata=[]),
+        changed(page(), metadata={}),
+        changed(page(), metadata={"resourceVersion": ""}),
+    ],
+)
 def test_what_is_no_list_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidInputError, match=r"^kubernetes answer: .* expected a list of nodes"):
         decode_page(body, KEYS)
 
 
 def test_an_empty_list_is_one() -> None:
-    assert decode_page(b'{"items": null, "metadata": {}}', KEYS).nodes == ()
+    for items in (b"null", b"[]"):
+        body = b'{"kind":"NodeList","items":%b,"metadata":{"resourceVersion":"9"}}' % items
+        assert decode_page(body, KEYS) == Page((), (), "9", "")
 
 
 def test_events_are_told_apart() -> None:
@@ -152,6 +188,56 @@ def test_events_are_told_apart() -> None:
     assert isinstance(broken, Change)
     assert isinstance(broken.node, Unreadable)
     assert broken.node.name == "n0001"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b"7",
+        event("ADDED", {}),
+        event("DELETED", 7),
+        event("DELETED", {"metadata": {"resourceVersion": "7"}}),
+        event("MODIFIED", {"metadata": {"name": "n0001"}}),
+        event("MODIFIED", {"metadata": {"resourceVersion": "7"}, "spec": 7}),
+        event("MODIFIED", {"kind": "Status", "metadata": {}, "code": 200}),
+        event("RENAMED", item(1)),
+        event("BOOKMARK", 7),
+        event("ERROR", 7),
+        changed(event("ADDED", item(1)), type=None),
+        changed(event("ADDED", item(1)), object=None),
+    ],
+)
+def test_an_event_that_does_not_say_of_which_node_it_is_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidInputError, match=r"^kubernetes answer: .* expected a watch event"):
+        decode_event(body, KEYS)
+
+
+OWN = json.dumps(item(1)).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b'{"kind": "Status", "metadata": {}}',
+        changed(OWN, kind=None),
+        changed(OWN, metadata=None),
+        changed(OWN, metadata={"name": "n0001"}),
+        changed(OWN, metadata={"resourceVersion": "7"}),
+    ],
+)
+def test_what_is_no_node_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidInputError, match=r"^kubernetes answer: .* expected a node "):
+        decode_own(body, KEYS)
+
+
+def test_what_is_no_pod_is_refused() -> None:
+    assert decode_pod_node(b'{"kind": "Pod", "spec": {"nodeName": "n"}}') == "n"
+    assert decode_pod_node(b'{"kind": "Pod", "spec": {}}') == ""
+    for body in (b"{}", b'{"kind": "Status", "spec": {"nodeName": "n"}}'):
+        with pytest.raises(InvalidInputError, match=r"expected a pod"):
+            decode_pod_node(body)
 
 
 def test_our_own_node_says_more() -> None:

@@ -1,5 +1,6 @@
 """Following nodes through everything that an API server and a network do to a watch."""
 
+import json
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -10,7 +11,7 @@ from etcd.following import Following
 from kersey_control.events import Changed, Lost, Removed, Restored, Skipped, Snapshot
 from kersey_control.subnets import kube_http, kube_watch
 from kersey_control.subnets.kube import KubeOptions, KubeStore
-from kube.api_server import ApiServer, Fault
+from kube.api_server import ApiServer, Fault, Json
 from kube.members import annotations, cidr, expected, held, join, make_lease
 
 
@@ -261,6 +262,58 @@ def test_server_errors_are_one_outage(api: ApiServer, store: KubeStore, *, statu
     with Following(store) as following:
         following.wait_for_kind(Snapshot)
         assert following.kinds() == ["Lost", "Restored", "Snapshot"]
+
+
+NO_LISTS = ("{}", '{"status": "ok"}', '{"kind": "Status", "metadata": {}, "status": "Success"}')
+
+
+@pytest.mark.parametrize("text", NO_LISTS)
+def test_an_answer_that_is_no_list_is_an_outage_and_no_empty_cluster(
+    api: ApiServer, store: KubeStore, text: str
+) -> None:
+    join(api, 1)
+    with Following(store) as following:
+        api.wait_for("streams", 1)
+        api.fail("list", *[Fault(200, text=text)] * 2)
+        api.advance()
+        api.compact()
+        following.wait_for(lambda: len(following.of(Snapshot)) == 2)
+        assert following.kinds() == ["Snapshot", "Lost", "Restored", "Snapshot"]
+        assert following.of(Snapshot) == [Snapshot((make_lease(1),))] * 2
+        assert "list nodes: kubernetes answer: got " in following.of(Lost)[0].reason
+
+
+@pytest.mark.parametrize("text", NO_LISTS)
+def test_a_second_page_that_is_no_list_makes_no_short_list(
+    api: ApiServer, store: KubeStore, text: str
+) -> None:
+    api.page_limit = 2
+    for number in range(1, 6):
+        join(api, number)
+    first = json.dumps(api.page({}))
+    api.fail("list", Fault(200, text=first), Fault(200, text=text))
+    with Following(store) as following:
+        following.wait_for_kind(Snapshot)
+        assert following.kinds() == ["Lost", "Restored", "Snapshot"]
+        assert following.of(Snapshot)[0].leases == tuple(map(make_lease, range(1, 6)))
+
+
+@pytest.mark.parametrize("kind", ["ADDED", "MODIFIED", "DELETED"])
+def test_an_event_that_lacks_its_node_is_no_change_of_any_and_brings_a_new_list(
+    api: ApiServer, store: KubeStore, kind: str
+) -> None:
+    join(api, 1)
+    lacking: tuple[Json, ...] = (
+        {},
+        {"metadata": {"name": "n0001"}},
+        {"metadata": {"resourceVersion": "7"}},
+    )
+    for found in lacking:
+        text = json.dumps({"type": kind, "object": found}) + "\n"
+        api.fail("watch", Fault(200, text=text))
+    with Following(store) as following:
+        following.wait_for(lambda: len(following.of(Snapshot)) == 1 + len(lacking))
+        assert following.events == [Snapshot((make_lease(1),))] * (1 + len(lacking))
 
 
 def test_retry_after_is_heeded(api: ApiServer, store: KubeStore) -> None:

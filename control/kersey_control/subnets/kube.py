@@ -10,12 +10,12 @@ harms no other; and that the network config, a file, is read without asking the 
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from ipaddress import IPv4Network
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import quote
 
 from kersey_control.backoff import Backoff
@@ -49,6 +49,8 @@ from kersey_control.subnets.kube_watch import Followed, Listing, Outage, Recover
 __all__ = ["KubeOptions", "KubeStore", "Remembered"]
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 CONFIG_INTERVAL = 5.0
 """Seconds between two looks at the config file; a ConfigMap takes a minute to get there anyway."""
@@ -237,13 +239,22 @@ class KubeStore:
                 return
 
     def _read_own(self) -> OwnNode:
-        request = Request("get", "nodes", self._own_path())
-        return decode_own(self._client.ask(request), self._options.keys)
+        return self._ask_own(Request("get", "nodes", self._own_path()))
 
     def _patch_own(self, patch: bytes) -> OwnNode:
         # The status sub-resource takes annotations too, and is all that flannel's role may patch.
-        request = Request("patch", "nodes/status", f"{self._own_path()}/status", patch)
-        return decode_own(self._client.ask(request), self._options.keys)
+        return self._ask_own(Request("patch", "nodes/status", f"{self._own_path()}/status", patch))
+
+    def _ask_own(self, request: Request) -> OwnNode:
+        return self._ask(request, lambda body: decode_own(body, self._options.keys))
+
+    def _ask(self, request: Request, decode: Callable[[bytes], _T]) -> _T:
+        """Return what the answer says; one that is not of the API's form is an outage."""
+        body = self._client.ask(request)
+        try:
+            return decode(body)
+        except InvalidInputError as error:
+            raise StoreUnavailableError(f"kubernetes: {request}: {error}") from None
 
     def _own_path(self) -> str:
         return f"/api/v1/nodes/{quote(self._node_name(), safe='')}"
@@ -260,7 +271,7 @@ class KubeStore:
             return node
         namespace, pod = quote(node.namespace, safe=""), quote(node.name, safe="")
         target = f"/api/v1/namespaces/{namespace}/pods/{pod}"
-        name = decode_pod_node(self._client.ask(Request("get", "pods", target)))
+        name = self._ask(Request("get", "pods", target), decode_pod_node)
         if not name:
             raise StoreUnavailableError(
                 f"kubernetes: pod {node.namespace}/{node.name} has no node yet"

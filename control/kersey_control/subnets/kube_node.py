@@ -1,16 +1,18 @@
 """Node objects as leases: what of a node matters, the lease it amounts to, and the patches we send.
 
 Pure: bytes in, values out. A node without flannel's mark, pod network or address is no lease and no
-fault; one whose text cannot be read is refused by itself. What a node says about IPv6 is not read
-and never written, so that it stays as it is.
+fault; one whose text cannot be read is refused by itself. An answer that lacks what the API always
+sends, such as another object or `{}` from a proxy between, is refused as a whole: it says nothing
+of the nodes, not that there are none. What a node says about IPv6 is not read and never written, so
+that it stays as it is.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network, ip_network
-from typing import TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -23,6 +25,9 @@ NO_DATA = "null"
 """What stands in the backend-data annotation of a backend that has none."""
 
 NETWORK_UNAVAILABLE = "NetworkUnavailable"
+
+_NAMELESS = "(a node without a name)"
+_INCOMPLETE = "its metadata lacks name or resourceVersion"
 
 
 class Node(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -162,8 +167,17 @@ class _Metadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
     name: str = ""
     resource_version: str = ""
     creation_timestamp: str | None = None
-    continuation: str = msgspec.field(name="continue", default="")
     annotations: dict[str, str] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether this says what every object has that the API server keeps."""
+        return bool(self.name and self.resource_version)
+
+
+class _ListMetadata(msgspec.Struct, rename="camel", frozen=True, gc=False):
+    resource_version: Annotated[str, msgspec.Meta(min_length=1)]
+    continuation: str = msgspec.field(name="continue", default="")
 
 
 class _Spec(msgspec.Struct, frozen=True, gc=False):
@@ -181,13 +195,15 @@ class _Object(msgspec.Struct, frozen=True, gc=False):
 
 
 class _List(msgspec.Struct):
-    items: list[_Object] | None = None
-    metadata: _Metadata = _Metadata()
+    kind: Literal["NodeList"]
+    items: list[_Object] | None
+    metadata: _ListMetadata
 
 
 class _RawList(msgspec.Struct):
-    items: list[msgspec.Raw] | None = None
-    metadata: _Metadata = _Metadata()
+    kind: Literal["NodeList"]
+    items: list[msgspec.Raw] | None
+    metadata: _ListMetadata
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -218,6 +234,7 @@ class _NodeStatus(msgspec.Struct, frozen=True):
 
 
 class _WholeNode(msgspec.Struct):
+    kind: Literal["Node"]
     metadata: _Metadata
     spec: _Spec = _Spec()
     status: _NodeStatus = _NodeStatus()
@@ -228,6 +245,7 @@ class _PodSpec(msgspec.Struct, frozen=True):
 
 
 class _Pod(msgspec.Struct):
+    kind: Literal["Pod"]
     spec: _PodSpec = _PodSpec()
 
 
@@ -244,7 +262,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def decode_page(body: bytes, keys: AnnotationKeys) -> Page:
-    """Return one page of a list. Raises InvalidInputError if it is no list of objects."""
+    """Return one page of a list. Raises InvalidInputError if it is no list of nodes."""
     try:
         page = _decode_list(body)
         return _page(page.metadata, page.items or (), keys)
@@ -258,27 +276,15 @@ def decode_page(body: bytes, keys: AnnotationKeys) -> Page:
 
 
 def decode_event(line: bytes, keys: AnnotationKeys) -> WatchEvent:
-    """Return what one line of a watch says. Raises InvalidInputError if it is no watch event."""
+    """Return what one line of a watch says.
+
+    Raises InvalidInputError if it is no watch event, or does not say of which node it is.
+    """
     try:
         event = _decode_event(line)
-        kind, found = event.type, event.object
     except _FAULTS:
-        try:
-            raw = _decode_raw_event(line)
-        except _FAULTS as error:
-            raise _no_answer("a watch event", line, error) from None
-        kind = raw.type
-        unreadable = _object(raw.object)
-        if isinstance(unreadable, Unreadable):
-            return Change(unreadable, is_gone=kind == "DELETED", revision="")
-        found = unreadable
-    match kind:
-        case "BOOKMARK":
-            return Bookmark(found.metadata.resource_version)
-        case "ERROR":
-            return StreamError(found.code, found.message)
-        case _:
-            return Change(_node(found, keys), kind == "DELETED", found.metadata.resource_version)
+        return _raw_event(line, keys)
+    return _said(event.type, event.object, line, keys)
 
 
 def decode_own(body: bytes, keys: AnnotationKeys) -> OwnNode:
@@ -287,6 +293,8 @@ def decode_own(body: bytes, keys: AnnotationKeys) -> OwnNode:
         whole = _decode_whole(body)
     except _FAULTS as error:
         raise _no_answer("a node", body, error) from None
+    if not whole.metadata.is_whole:
+        raise _no_answer("a node", body, _INCOMPLETE)
     annotations = whole.metadata.annotations or {}
     return OwnNode(
         node=_node(_Object(whole.metadata, whole.spec), keys),
@@ -353,13 +361,22 @@ def parse_address(text: str, field: str) -> IPv4Address:
         raise InvalidInputError(field=field, value=text, expected="an IPv4 address") from None
 
 
-def _page(metadata: _Metadata, found: Sequence[_Object | Unreadable], keys: AnnotationKeys) -> Page:
+def _page(
+    metadata: _ListMetadata, found: Iterable[_Object | Unreadable], keys: AnnotationKeys
+) -> Page:
+    items = [_named(each) for each in found]
     return Page(
-        nodes=tuple(_dated(found, keys)),
-        unreadable=tuple(item for item in found if isinstance(item, Unreadable)),
+        nodes=tuple(_dated(items, keys)),
+        unreadable=tuple(item for item in items if isinstance(item, Unreadable)),
         revision=metadata.resource_version,
         continuation=metadata.continuation,
     )
+
+
+def _named(found: _Object | Unreadable) -> _Object | Unreadable:
+    if isinstance(found, Unreadable) or found.metadata.is_whole:
+        return found
+    return Unreadable(found.metadata.name or _NAMELESS, f"a node ({_INCOMPLETE})")
 
 
 def _dated(
@@ -368,6 +385,30 @@ def _dated(
     for item in found:
         if isinstance(item, _Object):
             yield item.metadata.creation_timestamp or "", _node(item, keys)
+
+
+def _raw_event(line: bytes, keys: AnnotationKeys) -> WatchEvent:
+    """Return what a line says whose object cannot be read. Raises InvalidInputError."""
+    try:
+        event = _decode_raw_event(line)
+    except _FAULTS as error:
+        raise _no_answer("a watch event", line, error) from None
+    return _said(event.type, _object(event.object), line, keys)
+
+
+def _said(kind: str, found: _Object | Unreadable, line: bytes, keys: AnnotationKeys) -> WatchEvent:
+    """Return what an event says. Raises InvalidInputError."""
+    match kind, found:
+        case "BOOKMARK", _Object():
+            return Bookmark(found.metadata.resource_version)
+        case "ERROR", _Object():
+            return StreamError(found.code, found.message)
+        case "ADDED" | "MODIFIED" | "DELETED", _Object() if found.metadata.is_whole:
+            return Change(_node(found, keys), kind == "DELETED", found.metadata.resource_version)
+        case "ADDED" | "MODIFIED" | "DELETED", Unreadable() if found.name != _NAMELESS:
+            return Change(found, kind == "DELETED", revision="")
+        case _:
+            raise _no_answer("a watch event", line, f"{_INCOMPLETE}, or it has no such type")
 
 
 def _node(found: _Object, keys: AnnotationKeys) -> Node:
@@ -393,10 +434,10 @@ def _object(raw: msgspec.Raw) -> _Object | Unreadable:
         name = _decode_named(raw).metadata.name
     except _FAULTS:
         name = ""
-    return Unreadable(name or "(a node without a name)", f"a node ({reason})")
+    return Unreadable(name or _NAMELESS, f"a node ({reason})")
 
 
-def _no_answer(what: str, body: bytes, error: Exception) -> InvalidInputError:
+def _no_answer(what: str, body: bytes, reason: object) -> InvalidInputError:
     return InvalidInputError(
-        field="kubernetes answer", value=body[:100], expected=f"{what} ({error})"
+        field="kubernetes answer", value=body[:100], expected=f"{what} ({reason})"
     )

@@ -1,8 +1,10 @@
 """etcd v3 behind plain values: connections, unary calls, errors and one raw watch stream.
 
 It promises that no type and no exception of etcd3, gRPC or protobuf gets out, that every call ends
-within its timeout, and that a compare-and-swap whose answer was lost is not mistaken for a lost
-race. It never retries a refusal and never sleeps: when to come back is decided by its users.
+within its timeout, that a compare-and-swap whose answer was lost is not mistaken for a lost race,
+and that an answer without what etcd always sends (protobuf reads no bytes at all as an empty list)
+is an outage, not a fact. It never retries a refusal and never sleeps: when to come back is decided
+by its users.
 
 Each endpoint has a channel of its own instead of one channel over all addresses, so that every
 member's certificate is checked against the name by which it was given, and names are resolved by
@@ -287,17 +289,14 @@ class EtcdClient:
 
         def call(session: _Session) -> bool:
             tx = session.client.transactions
-            is_done, _ = session.client.transaction(
-                compare=[tx.mod(key) == mod_revision], success=[tx.delete(key)], failure=[]
-            )
-            return bool(is_done)
+            return _transact(session, tx.mod(key) == mod_revision, tx.delete(key), key)[0]
 
         if not self._call(call):
             raise StoreConflictError(f"etcd: {key} changed since revision {mod_revision}")
 
     def grant(self, seconds: int) -> int:
         """Return the id of a new etcd lease."""
-        return int(self._call(lambda session: session.client.lease(seconds).id))
+        return self._call(lambda session: _grant(session, seconds))
 
     def discard_lease(self, lease_id: int) -> None:
         """Revoke an etcd lease that holds no key, so that none is left behind. Never raises.
@@ -305,7 +304,7 @@ class EtcdClient:
         A lease that holds a key is left alone: revoking it would delete the key.
         """
         try:
-            if lease_id and not self._call(lambda s: s.client.get_lease_info(lease_id)).keys:
+            if lease_id and not self._call(lambda session: _lease_info(session, lease_id)).keys:
                 self._call(lambda session: session.client.revoke_lease(lease_id))
         except StoreConflictError:
             logger.debug("etcd lease is already gone", extra={"etcd_lease": f"{lease_id:x}"})
@@ -317,7 +316,7 @@ class EtcdClient:
 
     def remaining(self, lease_id: int) -> int:
         """Return the seconds that an etcd lease has left, negative if it is gone."""
-        return int(self._call(lambda session: session.client.get_lease_info(lease_id)).TTL)
+        return int(self._call(lambda session: _lease_info(session, lease_id)).TTL)
 
     def watch(
         self, span: Span, known: Position, stop: threading.Event
@@ -371,12 +370,8 @@ class EtcdClient:
     ) -> Written:
         def call(session: _Session) -> tuple[bool, Any]:
             tx = session.client.transactions
-            is_done, answers = session.client.transaction(
-                compare=[compare(tx)],
-                success=[tx.put(key, value, lease=lease_id, prev_kv=True)],
-                failure=[tx.get(key)],
-            )
-            return bool(is_done), answers[0]
+            put = tx.put(key, value, lease=lease_id, prev_kv=True)
+            return _transact(session, compare(tx), put, key)
 
         is_done, answer = self._call(call)
         if is_done:
@@ -485,7 +480,35 @@ class _Stream:
 
 def _range(session: _Session, request: rpc_pb2.RangeRequest) -> Any:
     # etcd3's own get_prefix ignores limit and revision, so it cannot page.
-    return session.client.kvstub.Range(request, CALL_TIMEOUT, metadata=session.metadata)
+    answer = session.client.kvstub.Range(request, CALL_TIMEOUT, metadata=session.metadata)
+    is_whole = answer.header.revision and (answer.kvs or not answer.more)
+    return _whole(session, "keys", answer, is_whole=is_whole)
+
+
+def _transact(session: _Session, compare: Any, operation: Any, key: str) -> tuple[bool, Any]:
+    """Do `operation` if `compare` holds; return whether it does, and the answer or the record."""
+    is_done, answers = session.client.transaction(
+        compare=[compare], success=[operation], failure=[session.client.transactions.get(key)]
+    )
+    return bool(is_done), _whole(session, "a transaction", answers, is_whole=answers)[0]
+
+
+def _grant(session: _Session, seconds: int) -> int:
+    # Id 0 would make of the record a reservation, which never ends.
+    lease_id = session.client.lease(seconds).id
+    return int(_whole(session, "a new lease", lease_id, is_whole=lease_id))
+
+
+def _lease_info(session: _Session, lease_id: int) -> Any:
+    answer = session.client.get_lease_info(lease_id)
+    return _whole(session, "a lease", answer, is_whole=lease_id == answer.ID)
+
+
+def _whole(session: _Session, what: str, answer: _T, *, is_whole: object) -> _T:
+    """Return an answer that has what etcd always sends. Raises StoreUnavailableError."""
+    if not is_whole:
+        raise StoreUnavailableError(f"etcd {session.endpoint}: the answer about {what} is empty")
+    return answer
 
 
 def _authenticated(session: _Session, call: Callable[[_Session], _T]) -> _T:

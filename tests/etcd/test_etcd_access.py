@@ -23,17 +23,22 @@ USER, PASSWORD = "kersey", "let me in"
 def guarded(own_bench: Bench) -> Bench:
     """Switch authentication on; `kersey` may use the bench's prefix and nothing else."""
     server = own_bench.server
-    prefix = own_bench.options.prefix
     for name in ("root", USER):
         server.call("auth/user/add", {"name": name, "password": PASSWORD})
         server.call("auth/role/add", {"name": name})
         server.call("auth/user/grant", {"user": name, "role": name})
-    permission = {"permType": "READWRITE", "key": b64(prefix), "range_end": b64(prefix + "z")}
-    server.call("auth/role/grant", {"name": USER, "perm": permission})
+    permit(own_bench, "READWRITE")
     server.call("auth/enable", {})
     server.login(name="root", password=PASSWORD)
     own_bench.options = replace(own_bench.options, username=USER, password=PASSWORD)
     return own_bench
+
+
+def permit(bench: Bench, kind: str) -> None:
+    """Let `kersey` read, or read and write, what is under the bench's prefix."""
+    prefix = bench.options.prefix
+    permission = {"permType": kind, "key": b64(prefix), "range_end": b64(prefix + "z")}
+    bench.server.call("auth/role/grant", {"name": USER, "perm": permission})
 
 
 def test_login_gives_access_to_everything_a_node_does(
@@ -120,6 +125,23 @@ def test_permission_taken_away_and_given_back_is_an_outage_and_its_end(guarded: 
         following.wait_for_kind(Restored)
         following.wait_for(lambda: set(following.state) == {make_lease(1).subnet})
         assert following.kinds().count("Lost") == 1
+
+
+def test_writes_without_permission_leave_no_etcd_lease_behind(
+    guarded: Bench, config: NetworkConfig
+) -> None:
+    with EtcdStore(guarded.options) as store:
+        own = store.acquire(make_claim(), config)
+        held = {guarded.etcd_lease_of(own.lease)}
+        permit(guarded, "READ")
+        for _ in range(3):
+            with pytest.raises(StoreAuthError, match="permission denied"):
+                store.renew(own, make_claim())
+            with pytest.raises(StoreAuthError, match="permission denied"):
+                store.acquire(make_claim(201), config)
+        assert guarded.server.lease_ids() == held
+        permit(guarded, "READWRITE")
+        store.renew(own, make_claim())
 
 
 def test_login_on_an_etcd_without_authentication_is_not_an_error(

@@ -13,6 +13,7 @@ from kersey_control.errors import (
     DuplicateNodeError,
     InvalidInputError,
     StoreConflictError,
+    StoreRefusedError,
     StoreUnavailableError,
     SubnetsExhaustedError,
 )
@@ -268,6 +269,17 @@ def test_renewal_of_a_record_that_is_not_as_we_left_it_is_a_conflict(
         with pytest.raises(StoreConflictError):
             store.renew(own, make_claim())
         assert own_bench.server.lease_ids() == before
+
+
+def test_a_record_that_is_too_large_leaves_no_etcd_lease_behind(
+    own_bench: Bench, config: NetworkConfig
+) -> None:
+    large = make_claim(backend_data=b'"%b"' % (b"x" * 2_000_000))
+    with EtcdStore(own_bench.options) as store:
+        for _ in range(3):
+            with pytest.raises(StoreRefusedError, match="request is too large"):
+                store.acquire(large, config)
+    assert own_bench.server.lease_ids() == set()
 
 
 def test_inventory_tells_expiry_and_reservation(store: EtcdStore, bench: Bench) -> None:

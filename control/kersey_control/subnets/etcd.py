@@ -1,8 +1,9 @@
 """The lease store on etcd v3, in flannel's layout: `<prefix>/config` and `<prefix>/subnets/<key>`.
 
 It promises that every change of a record is a compare-and-swap, that a record without an etcd
-lease (a reservation) is never given one, that no etcd lease is left behind by a renewal, and that
-one record which cannot be read harms no other. It never deletes a record of another node.
+lease (a reservation) is never given one, that no etcd lease is left behind by a renewal or by a
+write that is refused, and that one record which cannot be read harms no other. It never deletes a
+record of another node.
 """
 
 import random
@@ -17,7 +18,13 @@ from types import TracebackType
 from typing import Self
 
 from kersey_control.allocate import Adopt, Create, Discard, decide, refuse_duplicate
-from kersey_control.errors import DuplicateNodeError, InvalidInputError, StoreConflictError
+from kersey_control.errors import (
+    DuplicateNodeError,
+    InvalidInputError,
+    StoreAuthError,
+    StoreConflictError,
+    StoreRefusedError,
+)
 from kersey_control.events import (
     Changed,
     Lost,
@@ -239,7 +246,8 @@ class EtcdStore:
         )
         try:
             written = put(self._key(lease), encode_lease(lease), lease_id=etcd_lease)
-        except StoreConflictError:
+        except (StoreConflictError, StoreAuthError, StoreRefusedError):
+            # Nothing was written. After an outage it may have been, or may still be.
             self._client.discard_lease(etcd_lease)
             raise
         self._client.discard_lease(written.previous_lease_id)

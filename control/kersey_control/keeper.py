@@ -6,13 +6,13 @@ daemon, never gives a subnet up, and reports a trouble once, not once per try.
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, TypeAlias
 
 from kersey_control.backoff import Backoff
+from kersey_control.clocks import Moment
 from kersey_control.errors import KerseyError, StoreConflictError
 from kersey_control.netconfig import NetworkConfig
 from kersey_control.subnets.base import Claim, OwnLease, SubnetStore
@@ -23,6 +23,8 @@ RETRY_INITIAL = 0.5
 RETRY_CAP = 30.0
 CONFLICT_PAUSE = 0.2
 JOIN_TIMEOUT = 6.0
+LOOK = 30.0
+"""Seconds after which the clocks are asked again: they may jump while this thread waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,11 @@ class LeaseTrouble:
 KeeperReport: TypeAlias = LeaseHeld | LeaseTrouble
 
 
-def renewal_delay(*, expires_at: float | None, margin: float, now: float) -> float | None:
+def renewal_delay(*, expires_at: Moment | None, margin: float, now: Moment) -> float | None:
     """Return seconds until the lease must be renewed, None for a reservation, at least 0."""
     if expires_at is None:
         return None
-    return max(0.0, expires_at - margin - now)
+    return max(0.0, now.until(expires_at) - margin)
 
 
 class LeaseKeeper:
@@ -113,13 +115,16 @@ class LeaseKeeper:
             claim, config, lost = self._wanted()
             try:
                 if own is None or written is None or lost:
-                    own = self._store.acquire(_returning(claim, own), config)
+                    own, is_news = self._store.acquire(_returning(claim, own), config), True
                 elif claim != written or self._until_renewal(own) == 0.0:
-                    own = self._store.renew(own, claim)
+                    own, is_news = self._store.renew(own, claim), True
+                else:
+                    is_news = trouble is not None
                 written, trouble = claim, None
                 backoff.reset()
-                self._report(LeaseHeld(own))
-                delay = self._until_renewal(own)
+                if is_news:
+                    self._report(LeaseHeld(own))
+                delay = self._pause(own)
             except StoreConflictError:
                 written, delay = None, CONFLICT_PAUSE
             except KerseyError as error:
@@ -145,8 +150,13 @@ class LeaseKeeper:
         with self._lock:
             self._reclaim = self._reclaim or lost
 
+    def _pause(self, own: OwnLease) -> float | None:
+        left = self._until_renewal(own)
+        return None if left is None else min(left, LOOK)
+
     def _until_renewal(self, own: OwnLease) -> float | None:
-        return renewal_delay(expires_at=own.expires_at, margin=self._renew_margin, now=time.time())
+        now = Moment.now()
+        return renewal_delay(expires_at=own.expires_at, margin=self._renew_margin, now=now)
 
 
 def _returning(claim: Claim, own: OwnLease | None) -> Claim:

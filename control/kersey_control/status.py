@@ -14,6 +14,7 @@ from typing import NamedTuple
 from kersey_loader.occupancy import Occupancy
 from kersey_loader.peers import Sums
 
+from kersey_control.clocks import Moment
 from kersey_control.durations import Durations
 from kersey_control.peer import Peer
 from kersey_control.reach import Reach
@@ -54,8 +55,8 @@ class Status:
     mtu: int = 0
     pod_mtu: int = 0
     """The largest MTU of a pod port; 0 without pods, or without a fast path."""
-    lease_expires_at: float | None = None
-    """Seconds since the epoch; None for a reservation, or before the first lease."""
+    lease_expires_at: Moment | None = None
+    """None for a reservation, or before the first lease."""
     store_connected: bool = False
     store_trouble: str = "not connected yet"
     store_lost_at: float = field(default_factory=time.monotonic)
@@ -117,3 +118,8 @@ class Status:
     """Why no probes can be sent although they were asked for."""
     ready: bool = False
     heartbeat: float = 0.0
+
+    def lease_ends(self) -> float | None:
+        """Return when our lease ends, in seconds since the epoch by the wall clock as it is now."""
+        ends = self.lease_expires_at
+        return None if ends is None else Moment.now().epoch(ends)

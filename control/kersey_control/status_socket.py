@@ -71,7 +71,7 @@ def describe(status: Status, options: ToldOptions) -> ToldStatus:
         subnet=_text(status.subnet),
         mtu=status.mtu,
         uplink=_uplink(status),
-        lease=ToldLease(status.lease_expires_at, status.lease_trouble),
+        lease=ToldLease(status.lease_ends(), status.lease_trouble),
         store=ToldStore(status.store_connected, status.store_trouble),
         peers=ToldPeers(
             desired=status.peers_desired,

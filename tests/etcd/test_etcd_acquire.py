@@ -9,6 +9,7 @@ from ipaddress import IPv4Network, IPv6Network
 import pytest
 from etcd.bench import Bench, make_claim, make_lease
 from etcd.etcd_server import EtcdServer
+from kersey_control.clocks import Moment
 from kersey_control.errors import (
     DuplicateNodeError,
     InvalidInputError,
@@ -26,7 +27,9 @@ from kersey_control.subnets.etcd import EtcdOptions, EtcdStore
 def test_new_node_gets_a_lease_of_24_hours_in_flannels_bytes(
     store: EtcdStore, bench: Bench, config: NetworkConfig
 ) -> None:
+    before = Moment.now()
     own = store.acquire(make_claim(), config)
+    after = Moment.now()
     found = bench.server.get(bench.key(own.lease))
     assert found is not None
     assert found["value"] == (
@@ -35,8 +38,10 @@ def test_new_node_gets_a_lease_of_24_hours_in_flannels_bytes(
     )
     assert own.revision == int(found["mod_revision"])
     ttl = bench.server.call("lease/timetolive", {"ID": found["lease"]})
-    assert int(ttl["grantedTTL"]) == 24 * 60 * 60
+    day = 24 * 60 * 60
+    assert int(ttl["grantedTTL"]) == day
     assert own.expires_at is not None
+    assert after.until(own.expires_at) <= day <= before.until(own.expires_at)
 
 
 def test_own_address_is_found_before_the_previous_subnet(
@@ -232,7 +237,7 @@ def test_renewals_extend_the_lease_and_leave_no_etcd_lease_behind(
     assert own.revision > first.revision
     assert own.expires_at is not None
     assert first.expires_at is not None
-    assert own.expires_at > first.expires_at
+    assert first.expires_at.until(own.expires_at) > 0
 
 
 def test_etcd_lease_that_holds_another_key_is_not_revoked(

@@ -470,7 +470,7 @@ DAY = 86_400.0
         (None, NOW + DAY, None, ""),
         (NOW + DAY, None, None, ""),
         (NOW + DAY, NOW + DAY + 7200, WARNING, "jumped forward by 7200 s"),
-        (NOW + DAY, NOW + DAY - 7200, WARNING, "jumped back by 7200 s"),
+        (NOW + DAY, NOW + DAY - 7200, WARNING, "our lease ends 7200 s before kerseyd expects"),
         (NOW + 1700, NOW + 1700, ERROR, "our lease ends in 1700 s and was not renewed"),
         (NOW + 1900, NOW + 1900, None, ""),
     ],

@@ -8,6 +8,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from kersey_control.clocks import Moment
 from kersey_control.errors import StoreConflictError, StoreUnavailableError
 from kersey_control.events import StoreEvent
 from kersey_control.keeper import LeaseHeld, LeaseKeeper, LeaseTrouble, renewal_delay
@@ -53,8 +54,20 @@ class ScriptedStore:
 def granted(*, ttl: float | None = DAY) -> Callable[[Claim], OwnLease]:
     def grant(claim: Claim) -> OwnLease:
         lease = Lease(subnet=SUBNET, public_ip=claim.public_ip, backend_type=claim.backend_type)
-        expires = None if ttl is None else time.time() + ttl
+        expires = None if ttl is None else Moment.now().after(ttl)
         return OwnLease(lease=lease, expires_at=expires, revision=1)
+
+    return grant
+
+
+def stepped(*, wall: float = 0.0, boot: float = 0.0) -> Callable[[Claim], OwnLease]:
+    """Grant a lease of a day, after which the clocks go on by so many seconds, or back."""
+
+    def grant(claim: Claim) -> OwnLease:
+        own = granted()(claim)
+        assert own.expires_at is not None
+        ends = Moment(own.expires_at.wall - wall, own.expires_at.boot - boot)
+        return replace(own, expires_at=ends)
 
     return grant
 
@@ -79,12 +92,74 @@ def keeper(
 
 
 @pytest.mark.parametrize(
-    ("expires_at", "expected"), [(None, None), (10_000.0, 5400.0), (2_000.0, 0.0)]
+    ("expires_at", "expected"),
+    [
+        (None, None),
+        (Moment(wall=10_000.0, boot=9_010.0), 5400.0),
+        (Moment(wall=10_000.0, boot=8_010.0), 4400.0),
+        (Moment(wall=9_000.0, boot=9_010.0), 4400.0),
+        (Moment(wall=2_000.0, boot=9_010.0), 0.0),
+        (Moment(wall=10_000.0, boot=20.0), 0.0),
+    ],
 )
-def test_renewal_is_due_a_margin_before_expiry(
-    expires_at: float | None, expected: float | None
+def test_renewal_is_due_a_margin_before_expiry_by_either_clock(
+    expires_at: Moment | None, expected: float | None
 ) -> None:
-    assert renewal_delay(expires_at=expires_at, margin=3600.0, now=1000.0) == expected
+    now = Moment(wall=1000.0, boot=10.0)
+    assert renewal_delay(expires_at=expires_at, margin=3600.0, now=now) == expected
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(stepped(wall=-7200, boot=DAY - 10), id="wall clock set back two hours"),
+        pytest.param(stepped(wall=DAY - 10), id="paused for a day"),
+    ],
+)
+def test_a_clock_that_lags_puts_no_renewal_off(first: Callable[[Claim], OwnLease]) -> None:
+    store = ScriptedStore(first, granted())
+    held, reports = keeper(store)
+    with held:
+        reports.get(timeout=5)
+        reports.get(timeout=5)
+    assert [call for call, _ in store.calls] == ["acquire", "renew"]
+
+
+def test_a_clock_that_jumps_while_the_keeper_waits_is_noticed_and_nothing_said_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kersey_control.keeper.LOOK", 0.01)
+    store = ScriptedStore(granted(), granted())
+    real, looks = time.time, threading.Semaphore(0)
+    ahead = 0.0
+
+    def wall_clock() -> float:
+        looks.release()
+        return real() + ahead
+
+    held, reports = keeper(store)
+    with held:
+        reports.get(timeout=5)
+        monkeypatch.setattr(time, "time", wall_clock)
+        for _ in range(5):
+            assert looks.acquire(timeout=5)
+        assert reports.empty()
+        ahead = DAY - 10
+        reports.get(timeout=5)
+        monkeypatch.undo()
+    assert [call for call, _ in store.calls] == ["acquire", "renew"]
+
+
+def test_a_trouble_that_has_nothing_left_to_do_is_over() -> None:
+    down = refused(StoreUnavailableError("no answer"))
+    store = ScriptedStore(granted(), *[down] * 10)
+    held, reports = keeper(store)
+    with held:
+        reports.get(timeout=5)
+        held.publish(replace(CLAIM, public_ip=IPv4Address("198.18.0.99")))
+        assert isinstance(reports.get(timeout=5), LeaseTrouble)
+        held.publish(CLAIM)
+        assert isinstance(reports.get(timeout=5), LeaseHeld)
 
 
 def test_a_lease_inside_its_margin_is_renewed_not_claimed_again() -> None:

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from kersey_control.clocks import Moment
 from kersey_control.metrics.collector import StatusCollector
 from kersey_control.metrics.peers import peer_text
 from kersey_control.metrics.readings import Readings
 from kersey_control.status import Status
+from kersey_control.status_socket import describe
+from kersey_control.told import ToldOptions
 from kersey_control.uplink import Uplink
 from kersey_loader.occupancy import MapUse, Occupancy
 from kersey_loader.peers import Sums
@@ -17,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 NOW = 1000.0
+ENDS = Moment(wall=1.5e9, boot=1e12)
 
 
 def families(status: Status, readings: Readings | None = None) -> dict[str, Metric]:
@@ -56,7 +60,7 @@ def test_counts_of_the_status_are_exported_under_the_usual_names() -> None:
         store_losses=4,
         store_reconnects=3,
         resyncs=2,
-        lease_expires_at=1.5e9,
+        lease_expires_at=ENDS,
         mtu=1450,
         loop_failures=6,
         ready=True,
@@ -71,7 +75,7 @@ def test_counts_of_the_status_are_exported_under_the_usual_names() -> None:
     assert value(status, "kersey_store_losses_total") == 4
     assert value(status, "kersey_store_reconnects_total") == 3
     assert value(status, "kersey_store_resyncs_total") == 2
-    assert value(status, "kersey_lease_expiry_timestamp_seconds") == 1.5e9
+    assert value(status, "kersey_lease_expiry_timestamp_seconds") == ENDS.wall
     assert value(status, "kersey_pod_mtu_bytes") == 1450
     assert value(status, "kersey_loop_failures_total") == 6
     assert value(status, "kersey_ready") == 1
@@ -80,6 +84,15 @@ def test_counts_of_the_status_are_exported_under_the_usual_names() -> None:
 def test_datapath_mode_carries_its_reason() -> None:
     status = Status(datapath="netlink", datapath_reason="no bcc")
     assert value(status, "kersey_datapath_mode", mode="netlink", reason="no bcc") == 1
+
+
+def test_a_lease_is_not_shown_longer_after_the_wall_clock_was_set_back() -> None:
+    now = Moment.now()
+    ends = Moment(wall=now.after(86_400).wall, boot=now.after(1000).boot)
+    shown = value(Status(lease_expires_at=ends), "kersey_lease_expiry_timestamp_seconds")
+    assert shown == pytest.approx(now.after(1000).wall, abs=1)
+    lease = describe(Status(lease_expires_at=ends), ToldOptions()).lease
+    assert lease.expires_at == pytest.approx(now.after(1000).wall, abs=1)
 
 
 def test_a_reservation_has_no_expiry_to_alert_on() -> None:
@@ -203,7 +216,7 @@ def test_without_a_fast_path_there_is_nothing_of_it_but_no_failure_either() -> N
 
 
 def test_every_metric_is_ours_and_has_help() -> None:
-    status = Status(leases=Counter(vxlan=1), repairs=Counter(rules=1), lease_expires_at=1.0)
+    status = Status(leases=Counter(vxlan=1), repairs=Counter(rules=1), lease_expires_at=ENDS)
     for name, family in families(status, FULL).items():
         assert name.startswith("kersey_")
         assert family.documentation

@@ -104,18 +104,23 @@ def judge_clock(
 ) -> Iterator[Finding]:
     """Say whether wall clock and lease agree; times in seconds since the epoch.
 
-    `told` is the end that the daemon noted when it renewed last, by the clock of then; `stored` is
-    what the store says is left, by the clock of now.
+    `told` is the end that the daemon expects, not later than by the clock at the last renewal;
+    `stored` is what the store says is left, by the clock of now.
     """
     if told is None or stored is None:
         return
-    jump = stored - told
-    if abs(jump) > _JUMP:
-        way = "forward" if jump > 0 else "back"
+    if stored - told > _JUMP:
         yield warning(
-            f"the clock of this node jumped {way} by {abs(jump):.0f} s since the lease was renewed",
-            "kerseyd renews by the clock: after a jump back it may come too late",
-            "keep the clock by NTP (timedatectl set-ntp true), then restart kerseyd",
+            f"the clock of this node jumped forward by {stored - told:.0f} s since the lease was"
+            " renewed",
+            "kerseyd renews sooner than it must, and certificates may seem to have ended",
+            "keep the clock by NTP (timedatectl set-ntp true)",
+        )
+    if told - stored > _JUMP:
+        yield warning(
+            f"our lease ends {told - stored:.0f} s before kerseyd expects it",
+            "it may be renewed too late: other nodes forget the way to our pods when it ends",
+            "restart kerseyd, which renews it at once",
         )
     if stored - now < margin / 2:
         yield error(

@@ -164,11 +164,12 @@ class StatusCollector(Collector):
             "1 while the lease store does not give or renew our own lease",
             bool(status.lease_trouble),
         )
-        if status.lease_expires_at is not None:
+        ends = status.lease_ends()
+        if ends is not None:
             yield GaugeMetricFamily(
                 "kersey_lease_expiry_timestamp_seconds",
                 "When our own lease expires unless it is renewed, in seconds since the epoch",
-                status.lease_expires_at,
+                ends,
             )
 
     def _control_loop(self) -> Iterator[Metric]:

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from threading import Event
 from typing import Protocol
 
+from kersey_control.clocks import Moment
 from kersey_control.events import (
     Changed,
     Lost,
@@ -43,12 +44,12 @@ __all__ = [
 class OwnLease:
     """Our own claim as the store holds it.
 
-    `expires_at` is seconds since the epoch, None for a reservation (it never expires and is never
-    given an expiry). `revision` is what the next compare-and-swap must find.
+    `expires_at` is None for a reservation (it never expires and is never given an expiry).
+    `revision` is what the next compare-and-swap must find.
     """
 
     lease: Lease
-    expires_at: float | None
+    expires_at: Moment | None
     revision: int
 
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from kersey_control.allocate import Adopt, Create, Discard, decide, refuse_duplicate
+from kersey_control.clocks import Moment
 from kersey_control.errors import (
     DuplicateNodeError,
     InvalidInputError,
@@ -237,7 +238,7 @@ class EtcdStore:
 
     def _write(self, lease: Lease, *, revision: int, is_reservation: bool) -> OwnLease:
         """Put our record where `revision` still holds; 0 means where no record is yet."""
-        expires_at = None if is_reservation else time.time() + LEASE_SECONDS
+        expires_at = None if is_reservation else Moment.now().after(LEASE_SECONDS)
         etcd_lease = 0 if is_reservation else self._client.grant(LEASE_SECONDS)
         put = (
             partial(self._client.replace, mod_revision=revision)

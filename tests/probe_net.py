@@ -79,7 +79,7 @@ class Net:
             return
         if sent.echo is not None:
             if by((target, source)):
-                reply = Reply(1, sent.echo, sent.data)
+                reply = Reply(sent.to, 1, sent.echo, sent.data)
                 self.books[source].echoed(reply, self.now + ROUND_TRIP)
         elif target in self.books:
             sender = node_of(source) if sent.is_plain else subnet_of(source)[0]

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from kersey_control.ipv4 import checksum
@@ -11,13 +12,15 @@ HEADERS = 28
 
 _REQUEST, _REPLY = 8, 0
 _HEADER = struct.Struct("!BBHHH")
+_IPV4, _SOURCE = 20, slice(12, 16)  # RFC 791: the shortest header, and where it says the source
 _SOL_RAW, _ICMP_FILTER = 255, 1  # linux/icmp.h: a set bit keeps that type out
 _ALL_BUT_REPLIES = struct.pack("=I", 0xFFFFFFFF & ~(1 << _REPLY))
 
 
 class Reply(NamedTuple):
-    """What came back: the request's identity and number, and its own bytes."""
+    """What came back, and from where: the request's identity and number, and its own bytes."""
 
+    sender: IPv4Address
     identity: int
     number: int
     body: bytes
@@ -39,7 +42,10 @@ def request(identity: int, number: int, body: bytes) -> bytes:
 def read_reply(packet: bytes) -> Reply | None:
     """Return what an IPv4 packet answers, None if it is no echo reply."""
     start = (packet[0] & 15) * 4 if packet else 0
-    if len(packet) < start + _HEADER.size:
+    if start < _IPV4 or len(packet) < start + _HEADER.size:
         return None
     kind, _, _, identity, number = _HEADER.unpack_from(packet, start)
-    return Reply(identity, number, packet[start + _HEADER.size :]) if kind == _REPLY else None
+    if kind != _REPLY:
+        return None
+    sender = IPv4Address(packet[_SOURCE])
+    return Reply(sender, identity, number, packet[start + _HEADER.size :])

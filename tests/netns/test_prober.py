@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from ipaddress import IPv4Address
 
 import pytest
 from kersey_control import echo
@@ -10,6 +11,7 @@ from kersey_control.options import parse_options
 from kersey_control.probes.prober import Prober
 from kersey_control.probes.sockets import AT_ONCE, ProbeSockets
 from kersey_control.status import Status
+from testbed.waiting import wait_until
 
 PORT = 18475
 
@@ -25,6 +27,15 @@ def stranger(kind: str) -> Iterator[None]:
             with suppress(OSError):
                 sender.sendto(data, ("127.0.0.1", PORT))
         yield
+
+
+def test_a_reply_is_of_the_address_that_sent_it() -> None:
+    asked = IPv4Address("127.0.0.2")
+    with ProbeSockets(PORT) as sockets:
+        sockets.ping(7, b"body", asked, source=None)
+        reply = wait_until(lambda: next(sockets.replies(), None), timeout=10, what="a reply")
+    assert reply is not None
+    assert (reply.sender, reply.number, reply.body) == (asked, 7, b"body")
 
 
 @pytest.mark.parametrize("kind", ["probes", "replies"])

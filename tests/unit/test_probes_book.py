@@ -4,6 +4,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 from typing import Self
 
 import pytest
@@ -226,8 +227,9 @@ class Round:
     def take(self, message: Message, *, after: float = 0.5) -> None:
         self.book.receive(encode(message), subnet_of(2)[0], self.now + after)
 
-    def echo(self, number: int, *, after: float = 0.5) -> None:
-        self.book.echoed(Reply(1, number, self.ping.data), self.now + after)
+    def echo(self, number: int, *, sender: IPv4Address | None = None) -> None:
+        reply = Reply(sender or self.ping.to, 1, number, self.ping.data)
+        self.book.echoed(reply, self.now + 0.5)
 
     @property
     def answering(self) -> Answering:
@@ -241,7 +243,8 @@ def test_an_answer_by_somebody_who_did_not_get_the_question_counts_for_nothing()
     begun.take(replace(begun.answer, answers=2))
     begun.book.receive(encode(begun.answer), node_of(2), begun.now)  # past the tunnel
     begun.echo((begun.ping.echo or 0) + 1)
-    begun.book.echoed(Reply(1, begun.ping.echo or 0, b"x" + begun.ping.data[1:]), begun.now)
+    garbled = b"x" + begun.ping.data[1:]
+    begun.book.echoed(Reply(begun.ping.to, 1, begun.ping.echo or 0, garbled), begun.now)
     assert begun.answering is UNKNOWN
     begun.take(begun.answer)
     assert begun.answering is ANSWERS
@@ -251,6 +254,19 @@ def test_a_ping_that_comes_back_is_an_answer() -> None:
     begun = Round.begun()
     begun.echo(begun.ping.echo or 0)
     assert begun.answering is ANSWERS
+
+
+@pytest.mark.parametrize(
+    "sender",
+    [subnet_of(3)[0], node_of(3), node_of(2), subnet_of(2)[1]],
+    ids=["another peer", "its node", "past the tunnel", "a pod of the peer"],
+)
+def test_nobody_answers_a_ping_for_another(sender: IPv4Address) -> None:
+    begun = Round.begun()
+    begun.book.follow([peer_of(2), peer_of(3)], begun.now)
+    begun.echo(begun.ping.echo or 0, sender=sender)
+    assert begun.answering is UNKNOWN
+    assert begun.book.refused == {Refusal.UNKNOWN_SENDER: 1}
 
 
 def test_an_answer_that_comes_too_late_is_none() -> None:
@@ -294,7 +310,7 @@ def test_the_budget_holds_and_every_peer_has_its_turn(
         for question in questions:
             asked[str(question.to)] += 1
             if question.echo is not None and question.to not in {subnet_of(n)[0] for n in dead}:
-                book.echoed(Reply(1, question.echo, question.data), now)
+                book.echoed(Reply(question.to, 1, question.echo, question.data), now)
         last, now = now, now + max(0.02, min(1.0, book.wait(now)))
         assert now > last
     if silent == 0:

@@ -106,5 +106,8 @@ def _collect(raw: socket.socket, waiting: dict[int, Ping], identity: int, until:
         except TimeoutError:
             return
         reply = echo.read_reply(packet)
-        if reply is not None and reply.identity == identity:
-            waiting.pop(reply.number, None)
+        if reply is None or reply.identity != identity:
+            continue
+        question = waiting.get(reply.number)
+        if question is not None and question.address == reply.sender:
+            del waiting[reply.number]

@@ -103,7 +103,7 @@ class StatusCollector(Collector):
         yield CounterMetricFamily("kersey_probes_sent", "Questions sent to peers", sent)
         family = CounterMetricFamily(
             "kersey_probes_refused",
-            "Datagrams to the probe port that were not taken, by reason",
+            "Datagrams to the probe port, and replies to pings, that were not taken, by reason",
             labels=["reason"],
         )
         for reason, count in refused.items():

@@ -144,10 +144,18 @@ class Book:
         return Outgoing(sender, answer, is_plain or not self._here.has_overlay)
 
     def echoed(self, reply: Reply, now: float) -> None:
-        """Take the reply to an echo request in; those of others are not ours to judge."""
+        """Take the reply to an echo request in; those of others are not ours to judge.
+
+        Who was asked once can send for another what it was sent, but not from its address.
+        """
         token, subnet = decode_echo(reply.body) or (0, None)
-        if token == self._here.token and subnet in self._records:
-            self._records[subnet].echoed(reply.number, now)
+        if token != self._here.token or subnet not in self._records:
+            return
+        record = self._records[subnet]
+        if reply.sender == record.address:
+            record.echoed(reply.number, now)
+        else:
+            self.refused[Refusal.UNKNOWN_SENDER] += 1
 
     def reaches(self, now: float) -> dict[IPv4Network, Reach]:
         """Return what is known of every peer."""

@@ -4,18 +4,17 @@ Promises: an answer from its own thread even while the control loop hangs, which
 for; 503 with the reason in words. Never asks the kernel or the store: it reports what it was told.
 """
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Thread
 from types import TracebackType
 from typing import Self
 
 from kersey_control.errors import InvalidInputError
 from kersey_control.status import Status
+from kersey_control.web_server import WebServer
 
 _IDLE_CLIENT = 5.0  # seconds until a client that sends nothing is let go
 
@@ -64,7 +63,7 @@ class HealthServer:
     def __init__(self, health: Callable[[], Health], *, address: str, port: int) -> None:
         self._health = health
         self._wanted = (address, port)
-        self._server: ThreadingHTTPServer | None = None
+        self._server: WebServer | None = None
         self._thread: Thread | None = None
 
     @property
@@ -93,15 +92,6 @@ class HealthServer:
             self._server.server_close()
             self._thread.join()
         self._server = self._thread = None
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def server_bind(self) -> None:
-        """Bind without the reverse name lookup of http.server, which can hang for seconds."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -151,17 +141,12 @@ def _handler(judge: Callable[[], Health]) -> type[_Handler]:
     return Handler
 
 
-def _listen(address: str, port: int, handler: type[_Handler]) -> ThreadingHTTPServer:
+def _listen(address: str, port: int, handler: type[_Handler]) -> WebServer:
     try:
-        family, _, _, _, target = socket.getaddrinfo(
-            address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        server_class = type("_FamilyServer", (_Server,), {"address_family": family})
-        server: ThreadingHTTPServer = server_class(target, handler)
+        return WebServer(address, port, handler)
     except OSError as error:
         raise InvalidInputError(
             field="healthz-ip and healthz-port",
             value=f"{address}:{port}",
             expected=f"an address to listen on ({error.strerror or error})",
         ) from error
-    return server

@@ -295,7 +295,7 @@ def test_scrapes_during_ends_and_starts_are_whole_or_refused(watched: Watched) -
     assert seen == {200}
     assert sample(node, "kersey_map_read_failures_total", part="traffic") == 0
     log = node.daemon.log.read_text()[already:]
-    assert "scrape failed" not in log
+    assert "request failed" not in log
     assert "Traceback" not in log
     assert (
         sample(

@@ -6,16 +6,12 @@ nobody, in a TLS handshake neither. Keeps no access log.
 """
 
 import gzip
-import logging
-import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Lock, Thread
 from types import TracebackType
 from typing import Any, Self
@@ -34,14 +30,10 @@ from kersey_control.metrics.survey import Survey
 from kersey_control.options import Options
 from kersey_control.status import Status
 from kersey_control.told import ToldOptions
-
-logger = logging.getLogger(__name__)
+from kersey_control.web_server import WebServer
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The older text format, whoever asks: the newer one costs twice the CPU and says the same."""
-
-MOST_CONNECTIONS = 16
-"""At a time; further ones are closed, so that nobody can fill the daemon with threads."""
 
 _PATIENCE = 5.0  # seconds for a client to say what it wants
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
@@ -127,7 +119,9 @@ class MetricsServer:
 
     def __enter__(self) -> Self:
         try:
-            self._server = _listen(*self._wanted, self._resources, self._certificates)
+            self._server = _Server(
+                *self._wanted, resources=self._resources, certificates=self._certificates
+            )
         except OSError as error:
             raise InvalidInputError(
                 field="metrics-ip and metrics-port",
@@ -151,35 +145,26 @@ class MetricsServer:
         self._server = self._thread = None
 
 
-class _Server(ThreadingHTTPServer):
-    """A thread for each connection, which also does the TLS handshake, and one that makes pages.
+class _Server(WebServer):
+    """One thread makes all pages; that of a connection does the TLS handshake.
 
     Were pages made by the connections' own threads, the memory of each would stay in as many malloc
     arenas as glibc allows: eight a CPU, 36 MB with 1,000 peers and two CPUs.
     """
 
-    daemon_threads = True
-
     def __init__(
         self,
-        target: tuple[Any, ...],
+        address: str,
+        port: int,
         *,
-        family: int,
         resources: Mapping[str, Resource],
         certificates: Certificates | None,
     ) -> None:
-        self.address_family = family
         self.resources = resources
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="metrics-page")
         self._certificates = certificates
-        self._connections = 0
-        self._lock = Lock()
-        super().__init__(target, _Handler)
-
-    def server_bind(self) -> None:
-        """Bind without the reverse name lookup of http.server, which can hang for seconds."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self._certificates_lock = Lock()
+        super().__init__(address, port, _Handler)
 
     def server_close(self) -> None:
         """Stop listening; connections in progress end by themselves."""
@@ -194,38 +179,16 @@ class _Server(ThreadingHTTPServer):
             raise ConnectionAbortedError("the server was closed meanwhile") from error
         return making.result()
 
-    def verify_request(self, request: object, client_address: object) -> bool:
-        """Accept a connection if there are not too many; each is shut down once, in any case."""
-        del request, client_address
-        with self._lock:
-            self._connections += 1
-            return self._connections <= MOST_CONNECTIONS
-
-    def shutdown_request(self, request: Any) -> None:
-        """End a connection, refused or served."""
-        with self._lock:
-            self._connections -= 1
-        super().shutdown_request(request)
-
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Serve one connection, on a thread of its own."""
         request.settimeout(_PATIENCE)
         if self._certificates is None:
             super().finish_request(request, client_address)
             return
-        with self._lock:
+        with self._certificates_lock:
             context = self._certificates.context()
         with context.wrap_socket(request, server_side=True) as secured:
             super().finish_request(secured, client_address)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Log a defect of ours; what clients do wrong is theirs to see."""
-        del request
-        error = sys.exception()
-        if isinstance(error, OSError):  # timeouts, resets, failed handshakes
-            logger.debug("scrape not served", extra={"reason": str(error)})
-        else:
-            logger.error("scrape failed", exc_info=error, extra={"client": str(client_address)})
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -265,15 +228,3 @@ class _Handler(BaseHTTPRequestHandler):
 def _make(resource: Resource, encoding: str) -> bytes:
     body = resource.make()
     return gzip.compress(body, compresslevel=_FASTEST) if encoding == "gzip" else body
-
-
-def _listen(
-    address: str,
-    port: int,
-    resources: Mapping[str, Resource],
-    certificates: Certificates | None,
-) -> _Server:
-    family, _, _, _, target = socket.getaddrinfo(
-        address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    return _Server(target, family=family, resources=resources, certificates=certificates)

@@ -11,12 +11,14 @@ import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from kersey_loader.datapath import Datapath
+from kersey_loader.pins import COMPILE_SECONDS
 
 from kersey_control import __version__
 from kersey_control.agent import Agent, FlushAsked, Inbox, Stop
@@ -127,7 +129,7 @@ def serve(options: Options) -> None:
             options = with_public_ip(options, start.known)
             links = opened.enter_context(Links(instance_of(options.subnet_file)))
             rtnl = opened.enter_context(Rtnl())
-            datapath = _open_datapath(options, start.config, status)
+            datapath = prepare_datapath(options, start.config, status)
             host = _host(options, start.known, links, rtnl, datapath)
             backend = backend_of(start.config, host)
             opened.callback(backend.close)
@@ -319,14 +321,15 @@ def _remove_leftovers(
     remove_other_devices(links, frozenset({backend.device_name or "", *room}))
 
 
-def _open_datapath(options: Options, config: NetworkConfig, status: Status) -> Datapath | None:
+def prepare_datapath(options: Options, config: NetworkConfig, status: Status) -> Datapath | None:
     """Return the loaded fast path, or None with the reason in `Status` and the log.
 
     Raises UnavailableError where --datapath=bpf leaves no choice.
     """
     datapath: Datapath | None = None
     try:
-        datapath = open_fast_path(options, config)
+        with _busy(status, COMPILE_SECONDS):
+            datapath = open_fast_path(options, config)
     except UnavailableError as error:
         if options.datapath is DatapathChoice.BPF:
             raise
@@ -338,6 +341,19 @@ def _open_datapath(options: Options, config: NetworkConfig, status: Status) -> D
         status.datapath, status.datapath_reason = "bpf", adopted
     logger.info("datapath", extra={"mode": status.datapath, "reason": status.datapath_reason})
     return datapath
+
+
+@contextmanager
+def _busy(status: Status, seconds: float) -> Iterator[None]:
+    """Have nobody expect a turn of the control loop meanwhile, for `seconds` at most.
+
+    The service manager needs no word: its watchdog begins with READY=1 or our first sign of life.
+    """
+    status.busy_until = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        status.heartbeat, status.busy_until = time.monotonic(), 0.0
 
 
 def _warn_of_what_is_missing(config: NetworkConfig) -> None:

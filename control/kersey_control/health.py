@@ -29,9 +29,9 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class HealthState:
-    """Judge the daemon's status: the loop is alive if its last turn is `max_silence` seconds ago.
+    """Judge the daemon's status: the loop is alive unless silent for more than `max_silence` s.
 
-    `clock` is that of `Status.heartbeat`, monotonic seconds.
+    `clock` is that of `Status.silence`, monotonic seconds.
     """
 
     status: Status
@@ -40,7 +40,7 @@ class HealthState:
 
     def __call__(self) -> Health:
         """Return the health as of now."""
-        silence = self.clock() - self.status.heartbeat
+        silence = self.status.silence(self.clock())
         trouble = (
             f"the control loop has been silent for {silence:.0f} s (limit {self.max_silence:.0f} s)"
             if silence > self.max_silence

@@ -118,6 +118,13 @@ class Status:
     """Why no probes can be sent although they were asked for."""
     ready: bool = False
     heartbeat: float = 0.0
+    """When the control loop turned last."""
+    busy_until: float = 0.0
+    """Until when no turn is expected: what is being done may take so long."""
+
+    def silence(self, now: float) -> float:
+        """Return for how many seconds the control loop has owed a turn."""
+        return max(0.0, now - max(self.heartbeat, self.busy_until))
 
     def lease_ends(self) -> float | None:
         """Return when our lease ends, in seconds since the epoch by the wall clock as it is now."""

@@ -61,7 +61,7 @@ def describe(status: Status, options: ToldOptions) -> ToldStatus:
         version=__version__,
         pid=os.getpid(),
         ready=status.ready,
-        silent_seconds=round(time.monotonic() - status.heartbeat, 1),
+        silent_seconds=round(status.silence(time.monotonic()), 1),
         datapath=ToldDatapath(status.datapath, status.datapath_reason),
         fast_path=_fast_path(status),
         backend=status.backend,

@@ -116,7 +116,7 @@ class ToldOptions(msgspec.Struct, frozen=True):
 
 
 class ToldStatus(msgspec.Struct, frozen=True):
-    """The answer to `status`. `silent_seconds` is since the control loop turned last."""
+    """The answer to `status`. `silent_seconds` is how long the control loop has owed a turn."""
 
     version: str
     pid: int = 0

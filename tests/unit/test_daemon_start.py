@@ -3,20 +3,30 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
+from typing import NoReturn
 
 import pytest
 from kersey_control import daemon, notices
-from kersey_control.daemon import open_store, wait_for_start, with_public_ip
-from kersey_control.errors import InvalidInputError, StoreUnavailableError
+from kersey_control.daemon import (
+    MAX_SILENCE,
+    open_store,
+    prepare_datapath,
+    wait_for_start,
+    with_public_ip,
+)
+from kersey_control.errors import InvalidInputError, StoreUnavailableError, UnavailableError
 from kersey_control.events import StoreEvent
-from kersey_control.netconfig import NetworkConfig
+from kersey_control.health import HealthState
+from kersey_control.netconfig import NetworkConfig, parse_network_config
 from kersey_control.notice import Notice
 from kersey_control.notices import Notices
-from kersey_control.options import parse_options
+from kersey_control.options import Options, parse_options
 from kersey_control.status import Status
 from kersey_control.subnets.base import Claim, OwnLease, Remembered
+from kersey_loader.pins import COMPILE_SECONDS
 
 CONFIG = b'{"Network":"10.244.0.0/16"}'
 POD_CIDR = IPv4Network("10.244.7.0/26")
@@ -119,6 +129,27 @@ def test_the_end_is_not_held_up_by_the_wait() -> None:
     stop.set()
     assert wait_for_start(store, status, stop, Notices(store.tell)) is None
     assert store.seen == []
+
+
+def test_a_daemon_whose_compiler_runs_is_alive_for_as_long_as_that_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status = Status(heartbeat=time.monotonic() - 2 * MAX_SILENCE)
+    troubles = []
+
+    def trouble_in(seconds: float) -> str:
+        return HealthState(status, MAX_SILENCE, lambda: time.monotonic() + seconds)().trouble
+
+    def compile_slowly(_options: Options, _config: NetworkConfig) -> NoReturn:
+        troubles.extend(trouble_in(seconds) for seconds in (0.0, COMPILE_SECONDS, 2000.0))
+        raise UnavailableError("no compiler")
+
+    monkeypatch.setattr(daemon, "open_fast_path", compile_slowly)
+    assert prepare_datapath(Options(), parse_network_config(CONFIG, None), status) is None
+    assert troubles[:2] == ["", ""]
+    assert "silent" in troubles[2]  # the compiler's limit did not hold
+    assert trouble_in(0.0) == ""
+    assert "silent" in trouble_in(MAX_SILENCE + 1)  # from now on turns are due
 
 
 def test_an_administrators_address_stands_for_the_flag() -> None:

@@ -59,6 +59,17 @@ def test_healthz_fails_with_the_reason_once_the_loop_is_silent_and_recovers(daem
     assert ask(daemon.server.port, "/healthz")[0] == 200
 
 
+def test_silence_does_not_count_while_no_turn_is_expected_and_counts_behind_it(
+    daemon: Daemon,
+) -> None:
+    daemon.status.busy_until = daemon.clock.now + 900.0
+    daemon.clock.now += 909.0
+    assert ask(daemon.server.port, "/healthz") == (200, "ok\n")
+    daemon.clock.now += 2.0
+    code, text = ask(daemon.server.port, "/healthz")
+    assert (code, text) == (503, "the control loop has been silent for 11 s (limit 10 s)\n")
+
+
 def test_readyz_waits_for_the_first_snapshot_and_says_what_is_in_the_way(daemon: Daemon) -> None:
     daemon.status.store_trouble = "etcd does not answer"
     code, text = ask(daemon.server.port, "/readyz")

@@ -116,6 +116,8 @@ def test_staleness_is_the_time_that_the_store_has_not_answered(
 
 def test_silence_of_the_control_loop_is_seen_from_outside() -> None:
     assert value(Status(heartbeat=NOW - 42), "kersey_loop_silent_seconds") == 42
+    busy = Status(heartbeat=NOW - 42, busy_until=NOW - 2)
+    assert value(busy, "kersey_loop_silent_seconds") == 2
 
 
 def test_kernel_requests_that_failed_are_readings_and_writings() -> None:

@@ -20,6 +20,7 @@ from kersey_control.status_socket import (
     ask_flush,
     ask_peers,
     ask_status,
+    describe,
 )
 from kersey_control.told import ToldOptions, ToldPeer
 from kersey_control.uplink import Uplink
@@ -90,6 +91,14 @@ def test_status_comes_back_as_it_is(state_dir: Path) -> None:
     assert told.fast_path is None
     assert told.subnet is None
     assert 3.0 <= told.silent_seconds < 60.0
+
+
+def test_while_the_daemon_prepares_nobody_calls_it_silent() -> None:
+    now = time.monotonic()
+    assert (
+        describe(Status(heartbeat=now - 60.0, busy_until=now + 900.0), OPTIONS).silent_seconds
+        == 0.0
+    )
 
 
 def test_every_peer_is_told_by_subnet_and_refused_leases_too(state_dir: Path) -> None:

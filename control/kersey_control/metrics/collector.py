@@ -177,7 +177,7 @@ class StatusCollector(Collector):
         yield GaugeMetricFamily(
             "kersey_loop_silent_seconds",
             "Time since the control loop began its last turn; it begins one every second",
-            max(0.0, self._now - status.heartbeat),
+            status.silence(self._now),
         )
         yield CounterMetricFamily(
             "kersey_loop_failures",

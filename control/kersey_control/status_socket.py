@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -47,6 +47,9 @@ _T = TypeVar("_T")
 
 SOCKET_FILE = "kerseyd.sock"
 """The name of the socket in the state directory."""
+
+ACCEPT_PAUSE = 1.0
+"""Seconds until a connection that could not be taken is tried again."""
 
 _TIMEOUT = 2.0
 _PATIENCE = 15.0
@@ -175,6 +178,7 @@ class StatusSocket:
     ) -> None:
         self._path = state_dir / SOCKET_FILE
         self._socket: socket.socket | None = None
+        self._closed = Event()
         self._verbs: Mapping[str, Callable[[], object]] = {
             Verb.STATUS: lambda: describe(status, options),
             Verb.PEERS: lambda: describe_peers(status),
@@ -204,6 +208,7 @@ class StatusSocket:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closed.set()
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept()
@@ -211,7 +216,7 @@ class StatusSocket:
         self._path.unlink(missing_ok=True)
 
     def _serve(self, listener: socket.socket) -> None:
-        for connection in _connections(listener):
+        for connection in self._connections(listener):
             with connection:
                 connection.settimeout(_TIMEOUT)
                 try:
@@ -220,6 +225,21 @@ class StatusSocket:
                     logger.debug("request not answered", extra={"reason": str(error)})
                 except Exception:  # one reader's trouble must not end the answers to others
                     logger.exception("request not answered")
+
+    def _connections(self, listener: socket.socket) -> Iterator[socket.socket]:
+        """Yield who connects, until we are closed; to lack descriptors or memory is no end."""
+        is_told = False
+        while not self._closed.is_set():
+            try:
+                connection = listener.accept()[0]
+            except OSError as error:
+                if not is_told and not self._closed.is_set():
+                    logger.warning("nobody can ask for now", extra={"reason": str(error)})
+                is_told = True
+                self._closed.wait(ACCEPT_PAUSE)
+            else:
+                is_told = False
+                yield connection
 
     def _answer(self, line: bytes) -> Answer:
         try:
@@ -245,14 +265,6 @@ def _first_line(connection: socket.socket) -> bytes:
             break
         received += part
     return received.partition(b"\n")[0]
-
-
-def _connections(listener: socket.socket) -> Iterator[socket.socket]:
-    while True:
-        try:
-            yield listener.accept()[0]
-        except OSError:  # closed by __exit__
-            return
 
 
 def ask_status(state_dir: Path) -> ToldStatus:

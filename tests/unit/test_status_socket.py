@@ -1,14 +1,17 @@
 """The socket between daemon and operator: questions, answers, and what a broken one costs."""
 
+import resource
 import socket
 import stat
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
+from kersey_control import status_socket
 from kersey_control.addresses import Mac
 from kersey_control.errors import InvalidInputError, UnavailableError
 from kersey_control.peer import Peer, Via
@@ -24,6 +27,7 @@ from kersey_control.status_socket import (
 )
 from kersey_control.told import ToldOptions, ToldPeer
 from kersey_control.uplink import Uplink
+from testbed import wait_until
 
 OPTIONS = ToldOptions(admission="strict", etcd_endpoints=("http://one:2379",))
 ONE, TWO, THREE = (IPv4Network(f"10.244.{n}.0/24") for n in (1, 2, 3))
@@ -95,10 +99,8 @@ def test_status_comes_back_as_it_is(state_dir: Path) -> None:
 
 def test_while_the_daemon_prepares_nobody_calls_it_silent() -> None:
     now = time.monotonic()
-    assert (
-        describe(Status(heartbeat=now - 60.0, busy_until=now + 900.0), OPTIONS).silent_seconds
-        == 0.0
-    )
+    busy = Status(heartbeat=now - 60.0, busy_until=now + 900.0)
+    assert describe(busy, OPTIONS).silent_seconds == 0.0
 
 
 def test_every_peer_is_told_by_subnet_and_refused_leases_too(state_dir: Path) -> None:
@@ -141,6 +143,32 @@ def test_one_who_asks_nothing_does_not_keep_others_waiting_for_ever(state_dir: P
         assert ask_status(state_dir).backend == "vxlan"
 
 
+def test_a_lack_of_descriptors_is_told_once_and_ends_no_answers(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(status_socket, "ACCEPT_PAUSE", 0.01)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        with no_descriptors():
+            client.connect(str(state_dir / SOCKET_FILE))
+            wait_until(lambda: "nobody can ask" in caplog.text, timeout=10, what="a warning")
+            time.sleep(20 * status_socket.ACCEPT_PAUSE)  # further tries, that could be told, too
+        client.sendall(b'{"verb": "peers"}\n')
+        assert client.recv(4096).startswith(b'{"')
+    assert caplog.text.count("nobody can ask") == 1
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Have this process open none meanwhile; those that are open work on."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_the_socket_is_for_root_alone(state_dir: Path) -> None:
     assert stat.S_IMODE((state_dir / SOCKET_FILE).stat().st_mode) == 0o600
 
@@ -148,8 +176,13 @@ def test_the_socket_is_for_root_alone(state_dir: Path) -> None:
 def test_it_is_gone_with_the_daemon(tmp_path: Path, flushes: Flushes) -> None:
     with StatusSocket(status(), tmp_path, OPTIONS, flushes):
         pass
+    wait_until(lambda: not has_thread("status"), timeout=10, what="the thread's end")
     with pytest.raises(NoDaemonError, match=f"no kerseyd runs here with --state-dir={tmp_path}"):
         ask_status(tmp_path)
+
+
+def has_thread(name: str) -> bool:
+    return any(thread.name == name for thread in threading.enumerate())
 
 
 def test_a_socket_that_a_crash_left_is_no_daemon_and_is_taken_over(

@@ -99,7 +99,8 @@ def serve(options: Options) -> None:
     status = Status(heartbeat=time.monotonic())
     inbox: Inbox = queue.SimpleQueue()
     stop = threading.Event()
-    _stop_on_signals(stop, inbox)
+    asked: queue.SimpleQueue[Stop] = queue.SimpleQueue()
+    _stop_on_signals(inbox, asked)
     logger.info("kerseyd starts", extra={"version": __version__})
     told = _told(options)
     with ExitStack() as opened:
@@ -118,7 +119,7 @@ def serve(options: Options) -> None:
         store = open_store(options)
         opened.callback(store.close)
         # A call in progress would hold up the end by some seconds for each silent endpoint.
-        closer = threading.Thread(target=_close_at, args=(stop, store), name="store-closer")
+        closer = threading.Thread(target=_close_at, args=(asked, stop, store), name="store-closer")
         closer.daemon = True  # a fault at the start ends us without a signal
         closer.start()
         if options.probe_interval:
@@ -212,9 +213,10 @@ def _host(
     )
 
 
-def _close_at(stop: threading.Event, store: NodeStore) -> None:
-    """End what the store is being asked as soon as `stop` is set."""
-    stop.wait()
+def _close_at(asked: "queue.SimpleQueue[Stop]", stop: threading.Event, store: NodeStore) -> None:
+    """Set `stop` and end what the store is being asked as soon as our own end is asked for."""
+    asked.get()
+    stop.set()
     store.close()
 
 
@@ -389,10 +391,16 @@ def _identity(options: Options) -> str:
         ) from error
 
 
-def _stop_on_signals(stop: threading.Event, inbox: Inbox) -> None:
+def _stop_on_signals(inbox: Inbox, asked: "queue.SimpleQueue[Stop]") -> None:
+    """Put a Stop into both whenever a signal asks for our end.
+
+    Nothing else: the handler runs in the midst of whatever the main thread does. SimpleQueue.put is
+    reentrant; an Event's lock may be held by this very thread, which waits on it.
+    """
+
     def handle(_number: int, _frame: object) -> None:
-        stop.set()
-        inbox.put(Stop())  # SimpleQueue.put is reentrant, so a signal may come in the midst of one
+        for each in (inbox, asked):
+            each.put(Stop())
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -150,6 +151,41 @@ def test_a_daemon_whose_compiler_runs_is_alive_for_as_long_as_that_may_take(
     assert "silent" in troubles[2]  # the compiler's limit did not hold
     assert trouble_in(0.0) == ""
     assert "silent" in trouble_in(MAX_SILENCE + 1)  # from now on turns are due
+
+
+INTERRUPTED = """
+import signal, sys, threading, types
+from kersey_control import daemon
+
+class Interrupted(threading.Event):
+    def wait(self, timeout=None):
+        with self._cond:
+            signal.raise_signal(signal.SIGTERM)
+        return super().wait(timeout)
+
+daemon.threading = types.SimpleNamespace(Event=Interrupted, Thread=threading.Thread)
+daemon.START_RETRY_INITIAL = daemon.START_RETRY_CAP = 3600.0
+daemon.main()
+"""
+
+
+def test_a_signal_ends_a_daemon_that_waits_for_its_store_even_in_the_midst_of_that_wait(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", INTERRUPTED),
+            *(f"--subnet-file={tmp_path}/subnet.env", f"--state-dir={tmp_path}"),
+            *("--etcd-endpoints=http://127.0.0.1:1", "--probe-interval=0"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "cannot start yet, waiting" in done.stderr
+    assert "kerseyd ends" in done.stderr
+    assert done.returncode == 0
 
 
 def test_an_administrators_address_stands_for_the_flag() -> None:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Network
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -135,6 +136,9 @@ Message: TypeAlias = StoreEvent | Notice
 Inbox: TypeAlias = "queue.SimpleQueue[Message]"
 
 
+_EVERYTHING = (Task.REPAIR, Task.RULES, Task.PORTS, Task.ROUTES)
+"""What must be done for this node to be as it should, whatever has happened."""
+
 _ANSWERS: dict[type[HostNotice], tuple[Task, float]] = {
     KernelChanged: (Task.REPAIR, SETTLE),
     RulesChanged: (Task.RULES, RULES_SETTLE),
@@ -197,12 +201,13 @@ class Agent:
         self._notices = notices
         self._inbox = inbox
         self._schedule = Schedule()
-        self._stopped = threading.Event()
+        self._is_stopped = False
         self._overlay: Overlay | None = None
         self._reclaiming = False
         self._ports_pending = False
         self._routes_pending = False
         self._is_attached = False
+        self._lease_watch = Pump("lease-watch", store.watch, inbox)
         self._keeper = LeaseKeeper(
             store=store,
             config=config,
@@ -220,27 +225,12 @@ class Agent:
             running.enter_context(Monitor(self._hear_kernel, frozenset({self._rtnl.port_id})))
             running.enter_context(RulesetMonitor(lambda: self._inbox.put(RulesChanged())))
             running.enter_context(self._keeper)
-            running.enter_context(self._pump("config-watch", self._config_texts))
-            running.callback(self._stopped.set)
+            running.enter_context(Pump("config-watch", self._config_texts, self._inbox))
             self._schedule.by(Task.RULES, time.monotonic() + self._options.iptables_resync)
             self._schedule.by(Task.REPAIR, time.monotonic() + self._options.audit_interval)
-            while not self._stopped.is_set():
-                self._survive_turn(running)
+            while not self._is_stopped:
+                self._turn(running)
             self._service.stopping()
-
-    def _survive_turn(self, running: ExitStack) -> None:
-        """Turn once; only an error for the operator ends the daemon, a defect never does."""
-        try:
-            self._turn(running)
-        except DuplicateNodeError:
-            raise
-        except Exception:
-            # Nobody else keeps the kernel right. Tasks that were due are forgotten: do them all.
-            logger.exception("control loop failed in a turn, everything is checked again")
-            self._status.loop_failures += 1
-            again = time.monotonic() + REPAIR_RETRY
-            self._schedule.by(Task.REPAIR, again)
-            self._schedule.by(Task.RULES, again)
 
     def _turn(self, running: ExitStack) -> None:
         """Handle the messages that wait, then the tasks that are due, and tell what came of it."""
@@ -252,14 +242,31 @@ class Agent:
             if isinstance(message, StoreEvent):
                 events.append(message)
             else:
-                self._notice(message, running)
-        if events:
-            began = time.monotonic()
-            self._take_events(events)
-            self._status.reconciles.observe("events", time.monotonic() - began)
+                self._survive(partial(self._notice, message, running))
+        if events and not self._survive(partial(self._take_events, events)):
+            self._lease_watch.start_over()  # which of them the table has is anyone's guess
         for task in self._schedule.take(time.monotonic()):
-            self._do(task)
-        self._notices.look(self._status, time.monotonic())
+            self._survive(partial(self._do, task))
+        self._survive(lambda: self._notices.look(self._status, time.monotonic()))
+
+    def _survive(self, step: Callable[[], None]) -> bool:
+        """Take one step and return whether it was done.
+
+        Only an error for the operator ends the daemon, a defect never does: nobody else keeps the
+        kernel right. Whatever the step was to see to, everything is checked again soon.
+        """
+        try:
+            step()
+        except DuplicateNodeError:
+            raise
+        except Exception:
+            logger.exception("control loop failed in a step, everything is checked again")
+            self._status.loop_failures += 1
+            again = time.monotonic() + REPAIR_RETRY
+            for task in _EVERYTHING:
+                self._schedule.by(task, again)
+            return False
+        return True
 
     def _wait(self, timeout: float) -> list[Message]:
         """Return all messages that wait, at least one unless `timeout` seconds pass without."""
@@ -285,7 +292,7 @@ class Agent:
             case FlushAsked(answer):
                 answer(self._flush())
             case Stop():
-                self._stopped.set()
+                self._is_stopped = True
             case _:
                 self._heed(message)
 
@@ -303,8 +310,6 @@ class Agent:
         match message:
             case RulesChanged() if self._fast_path is not None:
                 self._fast_path.flush()
-            case PortsChanged():
-                self._ports_pending = False
             case _:
                 pass
 
@@ -323,6 +328,7 @@ class Agent:
             case Task.ROUTES:
                 self._look_at_routes(now)
             case Task.PORTS:
+                self._ports_pending = False
                 self._follow_ports()
             case Task.RETRY if self._overlay is not None:
                 self._overlay.peers.retry_due(now)
@@ -356,11 +362,11 @@ class Agent:
         self._status.subnet = own.lease.subnet
         self._local.settle(own.lease.subnet)
         if before is None:
-            self._overlay = self._open_overlay(own)
+            overlay = self._open_overlay(own)
             if self._fast_path is not None:
                 self._fast_path.settle(subnet=own.lease.subnet, uplink=self._uplink)
-            running.enter_context(self._pump("lease-watch", self._store.watch))
-            running.callback(self._stopped.set)
+            running.enter_context(self._lease_watch)
+            self._overlay = overlay  # unless a defect came before: each repair has us told again
             return
         logger.error(
             "our subnet is another one now: pods with addresses of the old one lose their way",
@@ -416,6 +422,7 @@ class Agent:
             logger.warning("our lease is gone from the store or changed, writing it again")
             self._reclaiming = True
             self._keeper.reclaim()
+        self._status.reconciles.observe("events", time.monotonic() - now)
 
     def _note(self, event: StoreEvent) -> None:
         """Keep the store's state in `Status`, one log line a change of state."""
@@ -640,24 +647,17 @@ class Agent:
     def _config_texts(self, stop: threading.Event) -> Iterable[Message]:
         return (ConfigText(text) for text in self._store.watch_config(stop))
 
-    def _pump(self, name: str, source: Callable[[threading.Event], Iterable[Message]]) -> "Pump":
-        return Pump(name=name, source=source, inbox=self._inbox, stop=self._stopped)
-
 
 class Pump:
     """Put what a blocking source yields into the inbox, on a thread of its own."""
 
     def __init__(
-        self,
-        *,
-        name: str,
-        source: Callable[[threading.Event], Iterable[Message]],
-        inbox: Inbox,
-        stop: threading.Event,
+        self, name: str, source: Callable[[threading.Event], Iterable[Message]], inbox: Inbox
     ) -> None:
         self._source = source
         self._inbox = inbox
-        self._stop = stop
+        self._closed = threading.Event()
+        self._run_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def __enter__(self) -> Self:
@@ -670,17 +670,24 @@ class Pump:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closed.set()
+        self._run_over.set()
         self._thread.join(JOIN_TIMEOUT)
 
+    def start_over(self) -> None:
+        """End what the source is at and, after a pause, begin anew: leases come as a snapshot."""
+        self._run_over.set()
+
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._closed.is_set():
             try:
-                for message in self._source(self._stop):
+                for message in self._source(self._run_over):
                     self._inbox.put(message)
             except Exception:
                 # A defect in a source must not end the daemon: start it over, from a snapshot.
                 logger.exception("watch failed, starting it over")
-            self._stop.wait(PUMP_RESTART)
+            self._closed.wait(PUMP_RESTART)
+            self._run_over.clear()
 
 
 def _unfollowed(fields: Sequence[str]) -> str:

@@ -97,7 +97,7 @@ class Status:
     reconciles: Durations = field(default_factory=Durations)
     """How long the control loop was busy, by task."""
     loop_failures: int = 0
-    """Turns of the control loop that a defect ended."""
+    """Steps of the control loop that a defect ended."""
     fast_path_troubles: dict[str, str] = field(default_factory=dict)
     """What of the fast path does not work, and why; packets take the kernel's own path."""
     xdp_mode: str = ""

@@ -50,6 +50,7 @@ class WebServer(ThreadingHTTPServer):
     request_queue_size = 128  # of 5, a sixth that comes at once waits a second for its turn
 
     def __init__(self, address: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        target: Any
         self.address_family, _, _, _, target = socket.getaddrinfo(
             address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]

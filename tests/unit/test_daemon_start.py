@@ -136,7 +136,7 @@ def test_a_daemon_whose_compiler_runs_is_alive_for_as_long_as_that_may_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     status = Status(heartbeat=time.monotonic() - 2 * MAX_SILENCE)
-    troubles = []
+    troubles: list[str] = []
 
     def trouble_in(seconds: float) -> str:
         return HealthState(status, MAX_SILENCE, lambda: time.monotonic() + seconds)().trouble

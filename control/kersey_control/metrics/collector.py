@@ -181,7 +181,7 @@ class StatusCollector(Collector):
         )
         yield CounterMetricFamily(
             "kersey_loop_failures",
-            "Turns of the control loop that ended in a defect; everything was checked again",
+            "Steps of the control loop that ended in a defect; everything was checked again",
             status.loop_failures,
         )
         yield CounterMetricFamily(

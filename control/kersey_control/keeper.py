@@ -115,15 +115,12 @@ class LeaseKeeper:
             claim, config, lost = self._wanted()
             try:
                 if own is None or written is None or lost:
-                    own, is_news = self._store.acquire(_returning(claim, own), config), True
+                    own = self._store.acquire(_returning(claim, own), config)
                 elif claim != written or self._until_renewal(own) == 0.0:
-                    own, is_news = self._store.renew(own, claim), True
-                else:
-                    is_news = trouble is not None
+                    own = self._store.renew(own, claim)
                 written, trouble = claim, None
                 backoff.reset()
-                if is_news:
-                    self._report(LeaseHeld(own))
+                self._report(LeaseHeld(own))  # again, too: who failed to take it in has another try
                 delay = self._pause(own)
             except StoreConflictError:
                 written, delay = None, CONFLICT_PAUSE

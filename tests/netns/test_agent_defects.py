@@ -118,6 +118,9 @@ class Programs:
     def flush(self) -> None:
         pass
 
+    def check_admission(self) -> None:
+        pass
+
     def replace_peers(self, peers: Iterable[Peer]) -> None:
         pass
 

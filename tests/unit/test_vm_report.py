@@ -41,12 +41,9 @@ def test_on_an_old_kernel_the_reason_is_asked_for_instead() -> None:
 
 def test_bcc_is_removed_last_as_nothing_brings_it_back() -> None:
     assert names("vxlan", lifecycle=True)[3:] == [
-        "restart",
-        "upgrade",
-        "reboot",
-        "lockdown",
-        "no bcc",
+        *("restart", "xdp", "upgrade", "reboot", "lockdown", "no bcc")
     ]
+    assert "xdp" not in names("vxlan", fast=False, lifecycle=True)
 
 
 def test_every_backend_with_a_wire_of_its_own_can_be_asked_for() -> None:

@@ -48,8 +48,8 @@ _OLDEST_FOR_BPF = (5, 13)  # docs/KERNELS.md
 _DESCRIPTION = """\
 Boot two small machines with a stock kernel of Debian in plain QEMU, make them nodes of a network by
 deploy/vagrant/provision, and check it: for each backend without and with the fast path; then
-restart the daemons, upgrade the package, reboot, lock the kernel down and remove bcc. Prints a
-table; exit status 0 if all is well, 1 if not, 2 for a wrong call.
+restart the daemons, have XDP in the driver, upgrade the package, reboot, lock the kernel down and
+remove bcc. Prints a table; exit status 0 if all is well, 1 if not, 2 for a wrong call.
 
 The first run builds an image, which takes a mirror of Debian and some minutes. It is kept in
 $XDG_CACHE_HOME/kersey or /var/cache/kersey. The processor is emulated: count on minutes.
@@ -82,6 +82,8 @@ def steps(
             yield f"{name}, old kernel", partial(checks.slow_rows, lab, "too old")
     if lifecycle:
         yield "restart", partial(checks.restarted_rows, lab)
+        if fast:
+            yield "xdp", partial(checks.xdp_rows, lab)
         yield "upgrade", partial(checks.upgrade_rows, lab)
         yield "reboot", partial(checks.reboot_rows, lab)
         yield "lockdown", partial(checks.lockdown_rows, lab)
@@ -171,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--backends-only",
         action="store_true",
-        help="no restart, upgrade, reboot, lockdown, removal of bcc",
+        help="no restart, XDP, upgrade, reboot, lockdown, removal of bcc",
     )
     made.add_argument(
         "--packages",

@@ -87,6 +87,31 @@ def slow_rows(lab: Lab, because: str) -> list[Row]:
     return [*datapath_rows(nodes, "netlink", because), reach_row(nodes)]
 
 
+def xdp_rows(lab: Lab) -> list[Row]:
+    """Ask for XDP in the driver: is it there, and do datagrams take the fast path behind it.
+
+    Afterwards it is off again.
+    """
+    _set_xdp(lab, "native")
+    nodes = wait_whole(lab)
+    rows = [
+        Row("xdp", node.machine.name, told["mode"] == "native", f"{told['mode']}: {told['reason']}")
+        for node in nodes
+        for told in [node.status["fast_path"]["xdp"]]
+    ]
+    rows += [reach_row(nodes), *share_rows(nodes, seconds=_SECONDS, least=LEAST_SHARE)]
+    _set_xdp(lab, "off")
+    wait_whole(lab)
+    return rows
+
+
+def _set_xdp(lab: Lab, mode: str) -> None:
+    lab.on_all(
+        "sed -i /^KERSEY_XDP=/d /etc/default/kersey"
+        f" && echo KERSEY_XDP={mode} >>/etc/default/kersey && systemctl restart kersey"
+    )
+
+
 def upgrade_rows(lab: Lab) -> list[Row]:
     """Install another build of the package, node by node, under traffic: is nothing lost."""
     nodes = lab.nodes()

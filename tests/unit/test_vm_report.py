@@ -1,12 +1,14 @@
 """What `scripts/test-vms` does and prints, without a machine."""
 
+from collections.abc import Collection
 from typing import cast
 
 import pytest
 from testbed.backend import Backend
-from vagrant_check.machine import MachineError
+from vagrant_check.machine import Machine, MachineError
+from vagrant_check.node import Node, ready_row
 from vagrant_check.row import Row
-from vm.__main__ import BACKENDS, carry_out, steps
+from vm.__main__ import AFTER, BACKENDS, carry_out, steps
 from vm.archive import suite_uri
 from vm.errors import VmError
 from vm.lab import Lab
@@ -17,8 +19,8 @@ ILL = Row("device", "node1", ok=False, result="none")
 NO_LAB = cast("Lab", None)  # steps are only named here
 
 
-def names(*backends: str, fast: bool = True, lifecycle: bool = False) -> list[str]:
-    return [name for name, _ in steps(NO_LAB, backends, fast=fast, lifecycle=lifecycle)]
+def names(*backends: str, fast: bool = True, after: Collection[str] = ()) -> list[str]:
+    return [name for name, _ in steps(NO_LAB, backends, fast=fast, after=after)]
 
 
 def test_each_backend_is_tried_without_and_with_the_fast_path() -> None:
@@ -29,9 +31,9 @@ def test_each_backend_is_tried_without_and_with_the_fast_path() -> None:
 
 
 def test_one_datapath_can_be_asked_for() -> None:
-    chosen = steps(NO_LAB, ["ipip"], datapaths=["auto"], fast=True, lifecycle=False)
+    chosen = steps(NO_LAB, ["ipip"], datapaths=["auto"], fast=True)
     assert [name for name, _ in chosen] == ["ipip, auto", "ipip, load"]
-    chosen = steps(NO_LAB, ["ipip"], datapaths=["netlink"], fast=True, lifecycle=False)
+    chosen = steps(NO_LAB, ["ipip"], datapaths=["netlink"], fast=True)
     assert [name for name, _ in chosen] == ["ipip, netlink"]
 
 
@@ -40,10 +42,14 @@ def test_on_an_old_kernel_the_reason_is_asked_for_instead() -> None:
 
 
 def test_bcc_is_removed_last_as_nothing_brings_it_back() -> None:
-    assert names("vxlan", lifecycle=True)[3:] == [
-        *("restart", "xdp", "upgrade", "reboot", "lockdown", "no bcc")
+    assert names("vxlan", after=AFTER)[3:] == [
+        *("restart", "xdp", "upgrade", "reboot", "lockdown", "no-bcc")
     ]
-    assert "xdp" not in names("vxlan", fast=False, lifecycle=True)
+    assert names("vxlan", after=["no-bcc", "reboot"])[3:] == ["reboot", "no-bcc"]
+
+
+def test_there_is_no_xdp_on_a_kernel_that_is_too_old_for_the_fast_path() -> None:
+    assert names("vxlan", fast=False, after=["reboot", "xdp"])[3:] == ["reboot"]
 
 
 def test_every_backend_with_a_wire_of_its_own_can_be_asked_for() -> None:
@@ -60,6 +66,20 @@ def test_step_that_cannot_be_made_fails_and_the_next_is_made(error: Exception) -
     assert not first.ok
     assert first.rows[0].result == str(error)
     assert second.ok
+
+
+def test_node_whose_daemon_has_just_begun_is_not_ready_and_no_error() -> None:
+    status = {
+        "ready": False,
+        "backend": "",
+        "datapath": {"mode": "", "reason": ""},
+        "uplink": None,
+        "subnet": None,
+        "peers": {"programmed": 0},
+    }
+    row = ready_row(Node(Machine("node1", "", 1.0), status, ()), nodes=2)
+    assert (row.ok, row.where) == (False, "node1")
+    assert "not ready" in row.result
 
 
 def test_step_without_a_row_is_no_success() -> None:

@@ -64,11 +64,11 @@ def ready_row(node: Node, *, nodes: int) -> Row:
     status = node.status
     peers = status["peers"]["programmed"]
     well = bool(status["ready"]) and peers >= nodes - 1 and len(node.pods) > 0
+    uplink = f"{status['uplink']['interface']} {node.address}" if status["uplink"] else "not chosen"
     words = (
         f"{'ready' if status['ready'] else 'not ready'}, {status['backend']},"
-        f" {status['datapath']['mode']} ({status['datapath']['reason']}), uplink"
-        f" {status['uplink']['interface']} {node.address}, {status['subnet']},"
-        f" {peers} peers, {len(node.pods)} pods"
+        f" {status['datapath']['mode']} ({status['datapath']['reason']}), uplink {uplink},"
+        f" {status['subnet']}, {peers} peers, {len(node.pods)} pods"
     )
     return Row("ready", node.machine.name, well, words, {"peers": peers, "pods": len(node.pods)})
 

@@ -43,6 +43,16 @@ BACKENDS = {
 DATAPATHS = ("netlink", "auto")
 """Values of --datapath, in the order in which they are tried."""
 
+AFTER = {
+    "restart": checks.restarted_rows,
+    "xdp": checks.xdp_rows,
+    "upgrade": checks.upgrade_rows,
+    "reboot": checks.reboot_rows,
+    "lockdown": checks.lockdown_rows,
+    "no-bcc": checks.without_bcc_rows,  # the last, as nothing brings it back
+}
+"""What is done after the backends, in this order."""
+
 _OLDEST_FOR_BPF = (5, 13)  # docs/KERNELS.md
 
 _DESCRIPTION = """\
@@ -69,7 +79,7 @@ def steps(
     *,
     datapaths: Collection[str] = DATAPATHS,
     fast: bool,
-    lifecycle: bool,
+    after: Collection[str] = (),
 ) -> Iterator[Step]:
     """Yield what is done, in order; `fast` says whether the kernel allows the fast path."""
     for name in backends:
@@ -80,14 +90,9 @@ def steps(
             yield f"{name}, load", partial(checks.fast_rows, lab)
         elif "auto" in datapaths:
             yield f"{name}, old kernel", partial(checks.slow_rows, lab, "too old")
-    if lifecycle:
-        yield "restart", partial(checks.restarted_rows, lab)
-        if fast:
-            yield "xdp", partial(checks.xdp_rows, lab)
-        yield "upgrade", partial(checks.upgrade_rows, lab)
-        yield "reboot", partial(checks.reboot_rows, lab)
-        yield "lockdown", partial(checks.lockdown_rows, lab)
-        yield "no bcc", partial(checks.without_bcc_rows, lab)
+    for name, check in AFTER.items():
+        if name in after and (fast or check is not checks.xdp_rows):
+            yield name, partial(check, lab)
 
 
 def _made(lab: Lab, backend: Backend, datapath: str) -> list[Row]:
@@ -136,7 +141,7 @@ def _try_kernel(booted: Kernel, options: argparse.Namespace, base: Image) -> boo
                 chosen,
                 datapaths=options.datapath or DATAPATHS,
                 fast=fast,
-                lifecycle=not options.backends_only,
+                after=() if options.backends_only else options.after or AFTER,
             )
             findings = list(carry_out(made))
             print("\n".join(as_lines(booted.release, findings)), flush=True)
@@ -174,6 +179,12 @@ def parser() -> argparse.ArgumentParser:
         "--backends-only",
         action="store_true",
         help="no restart, XDP, upgrade, reboot, lockdown, removal of bcc",
+    )
+    made.add_argument(
+        "--after",
+        action="append",
+        choices=AFTER,
+        help="one of the steps after the backends; again for another; all without it",
     )
     made.add_argument(
         "--packages",

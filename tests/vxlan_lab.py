@@ -25,6 +25,7 @@ from kersey_control.peer import Peer, Via
 from kersey_control.rtnetlink import Rtnl
 from kersey_control.underlay import Underlay
 from kersey_control.uplink import Uplink
+from testbed.waiting import wait_until
 
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -189,6 +190,19 @@ def open_lab() -> Iterator[Lab]:
         with Links() as links, Rtnl() as rtnl:
             backend = vxlan_backend(links, rtnl)
             yield Lab(uplink, links, rtnl, backend, Forwarding(backend, rtnl, HOME))
+
+
+def wait_told() -> None:
+    """Wait until the kernel has told that the uplink is up: it does up to a second later."""
+    wait_until(_is_cabled, timeout=30, what="the uplink is up")
+
+
+def _is_cabled() -> bool:
+    return all(
+        link["operstate"] == "UP"
+        for name in ("up0", "far0")
+        for link in show(f"ip link show {name}")
+    )
 
 
 def now() -> float:

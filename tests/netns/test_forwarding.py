@@ -13,7 +13,18 @@ from kersey_control.monitor import ChangeKind, KernelChange, Monitor, Watched, i
 from kersey_control.peer import Peer
 from kersey_control.reconcile import FdbEntry, Neighbour, Route
 from testbed.waiting import wait_until
-from vxlan_lab import NETWORK, SUBNET, UPLINK_ADDRESS, Lab, expected_route, ip, now, peer, run
+from vxlan_lab import (
+    NETWORK,
+    SUBNET,
+    UPLINK_ADDRESS,
+    Lab,
+    expected_route,
+    ip,
+    now,
+    peer,
+    run,
+    wait_told,
+)
 
 MAC = Mac("0e:00:00:00:00:aa")
 
@@ -178,6 +189,7 @@ def _relevant(lab: Lab) -> _Changes:
 
 def test_our_own_programming_is_never_a_relevant_change(ready_lab: Lab) -> None:
     relevant = _relevant(ready_lab)
+    wait_told()
     with Monitor(relevant, frozenset([ready_lab.rtnl.port_id])):
         ready_lab.forwarding.set_peers([peer(number) for number in range(1, 2001)], now())
         assert relevant.all() == []

@@ -153,12 +153,13 @@ class UdpCarrier(_Socket):
 
     Every datagram leaves from `port` to the same port of the node, with DF set. `merge` lets the
     kernel hand over many equal datagrams at once, and network cards merge them earlier: never where
-    programs read the same datagrams. `carries_ecn` only where every peer honours it: flannel does
-    not look at the outer header, so a mark of the underlay would be lost instead of a packet
-    (RFC 6040 section 4.1). Marks that arrive are always honoured. Raises CarrierError.
+    programs read the same datagrams. No ECN goes outside: flannel does not look at that header,
+    so a mark of the underlay would be lost instead of a packet (RFC 6040 section 4.1). Marks that
+    arrive are honoured. Raises CarrierError.
     """
 
     overhead = 28
+    carries_ecn = False
 
     def __init__(
         self,
@@ -166,11 +167,9 @@ class UdpCarrier(_Socket):
         port: int = UDP_PORT,
         *,
         merge: bool = False,
-        carries_ecn: bool = False,
     ) -> None:
         super().__init__(address, port, socket.SOCK_DGRAM, 0)
         self.most = _SEGMENTS
-        self.carries_ecn = carries_ecn
         self._port = port
         self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
         self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)

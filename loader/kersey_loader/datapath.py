@@ -357,10 +357,6 @@ class Datapath:
         """Witness what the stack sends through the overlay device. Raises AttachError."""
         self._attach(ifindex, Direction.EGRESS, Program.TO_OVERLAY)
 
-    def detach_overlay(self, ifindex: int) -> None:
-        """Leave a former overlay device alone, alive or gone. Raises AttachError."""
-        self._hooks.detach(ifindex, Direction.EGRESS)
-
     def attachments(self) -> tuple[Attachment, ...]:
         """Return every filter of ours in this network namespace."""
         return self._hooks.all_attached()

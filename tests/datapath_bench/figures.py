@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
+_T = TypeVar("_T")
+
 STEAL_LIMIT = 0.05
 FAST_LIMIT = 0.9
 
@@ -227,9 +229,6 @@ class Comparison:
         """Return the median ratio, None for a variant that is compared to nothing."""
         base = self.bases.get(series.variant)
         return None if base is None else table.ratio(series, base)
-
-
-_T = TypeVar("_T")
 
 
 def rotated(variants: Sequence[_T], by: int) -> list[_T]:

@@ -185,7 +185,7 @@ _LEGEND_ROW, _LEGEND_COLUMNS = 18, 5
 
 
 def as_svg(report: Report) -> str:
-    """Return a plot of all medians relative to bare node-to-node, a group of bars for each load."""
+    """Return a plot of all ratios to bare node-to-node, a group of bars for each load."""
     variants = report.table.variants
     body: list[str] = list(_legend(variants))
     first = top = _TOP + _LEGEND_ROW * ((len(variants) - 1) // _LEGEND_COLUMNS)

@@ -286,24 +286,6 @@ def test_marks_of_the_underlay_reach_the_pod(foreign: tuple[Node, UdpPeer]) -> N
     assert [value for _, _, value in notes] == [b"\3"]
 
 
-def test_ecn_goes_outside_where_asked(nodes: Pair) -> None:
-    first, second = nodes
-    tun = first.hold()
-    first.set_up_device()
-    carrier = first.namespace.call(lambda: UdpCarrier(first.address, carries_ecn=True))
-    first.undo.enter_context(carrier)
-    first.pump(tun, carrier, second.peer())
-    with (
-        UdpPeer(second.namespace, second.address, first.address) as peer,
-        udp_socket(first.pod) as sender,
-    ):
-        sender.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0xBA)
-        for _ in range(2):
-            sender.sendto(b"hello", ("10.244.2.9", 5001))
-            inner = peer.receive()
-            assert (inner[1], peer.seen(inner).tos) == (0xBA, 0x02)
-
-
 def test_a_deleted_device_ends_the_proxy_and_is_told_once(tunnel: Pair) -> None:
     first, second = tunnel
     first.namespace.ip(f"link del {DEVICE}")

@@ -143,19 +143,6 @@ def test_link_pins_of_deleted_devices_go_with_the_old_version(
         assert len(list(overlay.parent.iterdir())) == 3
 
 
-def test_former_overlay_device_can_be_let_go_alive_or_gone(
-    settings: Settings, devices: dict[str, int]
-) -> None:
-    with load(settings) as loaded:
-        loaded.attach_overlay(devices["vxlan"])
-        loaded.detach_overlay(devices["vxlan"])
-        assert loaded.attachments() == ()
-        loaded.attach_overlay(devices["vxlan"])
-        subprocess.run(["ip", "link", "del", "vxlan"], check=True)
-        loaded.detach_overlay(devices["vxlan"])
-        assert loaded.attachments() == ()
-
-
 def test_uplink_without_direct_peers_has_no_program_on_its_way_out(
     settings: Settings, devices: dict[str, int]
 ) -> None:

@@ -168,6 +168,7 @@ class EtcdServer:
         self.call("kv/compaction", {"revision": revision, "physical": True})
 
     def login(self, *, name: str, password: str) -> None:
+        self.token = ""  # etcd refuses a login that shows a token which it has forgotten
         answer = self._ask("auth/authenticate", {"name": name, "password": password})
         self.token = answer["token"]
         self._user = {"name": name, "password": password}

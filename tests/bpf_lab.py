@@ -299,9 +299,20 @@ def open_lab(directory: Path, wire: Wire = VXLAN_WIRE) -> Iterator[Lab]:
         ):
             subprocess.run(["ip", *line.split()], check=True, capture_output=True)
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        settings = Settings(directory, network=NETWORK, subnet_len=SUBNET_LEN, tunnel=wire.kind)
+        settings = Settings(
+            directory,
+            network=NETWORK,
+            subnet_len=SUBNET_LEN,
+            tunnel=wire.kind,
+            cache=kept_programs(),
+        )
         with load(settings) as datapath:
             yield Lab(datapath, wire, directory)
+
+
+def kept_programs() -> Path:
+    """Return where the whole run of the suite keeps compiled programs (conftest.py)."""
+    return Path(os.environ["KERSEY_CACHE_DIR"])
 
 
 @contextmanager

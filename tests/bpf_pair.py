@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Self
 
-from bpf_lab import private_bpffs
+from bpf_lab import kept_programs, private_bpffs
 from kersey_loader.attach import Attachment
 from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings, load
 from kersey_loader.layout import Admission, Program, Verdict
@@ -237,7 +237,9 @@ class Pair:
             directory = self._scratch / f"node{side.number}"
             self._stack.enter_context(private_bpffs(directory))
             kind = side.backend.wire.kind
-            settings = Settings(directory, network=NETWORK, subnet_len=24, tunnel=kind)
+            settings = Settings(
+                directory, network=NETWORK, subnet_len=24, tunnel=kind, cache=kept_programs()
+            )
             datapath = side.start(settings, admission=admission, max_age=max_age)
             self._stack.enter_context(datapath)
 

@@ -6,6 +6,7 @@ where the environment says CI=true: there, everything that a test needs has to b
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from itertools import count
 
@@ -20,6 +21,17 @@ _MISSING = "missing:"
 _ROOT_DIRECTORIES = ("netns", "programs", "e2e")
 _LOG_LINES = 40
 _numbers = count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled programs for as long as the suite runs, and never in the machine's own place.
+
+    Only `tests/programs/test_loader.py` is about compilation; all others would wait for it.
+    """
+    if "KERSEY_CACHE_DIR" not in os.environ:
+        cache = tempfile.TemporaryDirectory()
+        config.add_cleanup(cache.cleanup)
+        os.environ["KERSEY_CACHE_DIR"] = cache.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -150,11 +150,13 @@ def main(prefix: list[str]) -> int:
     """Run everything and tell; return the process's exit status."""
     exit_on_signals()
     began, results = time.monotonic(), list[Result]()
-    for result in run_all(prefix):
-        results.append(result)
-        print(result, flush=True)
-        if not result.is_good:
-            print(result.output, flush=True)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["KERSEY_CACHE_DIR"] = cache  # one compiles for all
+        for result in run_all(prefix):
+            results.append(result)
+            print(result, flush=True)
+            if not result.is_good:
+                print(result.output, flush=True)
     skipped = sum((result.skipped for result in results), Counter[str]())
     for reason, count in skipped.most_common():
         print(f"skipped {count}: {reason}")

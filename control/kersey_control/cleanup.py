@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kersey_loader.errors import LoaderError
-from kersey_loader.remove import detach_everything, remove_pins
+from kersey_loader.remove import detach_everything, remove_kept, remove_pins
 
 from kersey_control.cni import remove_cni_configs
 from kersey_control.errors import KernelError
@@ -27,6 +27,7 @@ def clean_node(
     subnet_file: Path,
     state_dir: Path,
     bpf_dir: Path,
+    cache_dir: Path | None,
     cni_conf_dir: Path,
     links: Links,
     rtnl: Rtnl,
@@ -37,7 +38,7 @@ def clean_node(
     """
     for path in remove_cni_configs(cni_conf_dir):  # first: no new pods from here on
         yield f"CNI configuration {path}"
-    yield from _fast_path(bpf_dir)
+    yield from _fast_path(bpf_dir, cache_dir)
     for link in links.owned():
         links.delete(link)
         yield f"device {link.name}"
@@ -54,14 +55,16 @@ def clean_node(
     yield from _files(subnet_file, state_dir)
 
 
-def release_node(*, state_dir: Path, bpf_dir: Path, links: Links) -> Iterator[str]:
+def release_node(
+    *, state_dir: Path, bpf_dir: Path, cache_dir: Path | None, links: Links
+) -> Iterator[str]:
     """Leave a network that the kernel carries by itself, and that nothing marks as ours.
 
     Devices, addresses, routes, rules, `subnet.env` and CNI configuration stay: what flanneld finds
     when it starts is what it would have made, with nexthop objects below its routes until it
     replaces them. No packet is lost. Yields a line for each thing removed, raises as `clean_node`.
     """
-    yield from _fast_path(bpf_dir)
+    yield from _fast_path(bpf_dir, cache_dir)
     for link in links.owned():
         if is_headroom(link.name):
             links.delete(link)
@@ -72,8 +75,8 @@ def release_node(*, state_dir: Path, bpf_dir: Path, links: Links) -> Iterator[st
     yield from _state(state_dir)
 
 
-def _fast_path(bpf_dir: Path) -> Iterator[str]:
-    """Take our programs off every device, and their pins; packets take the kernel's own path."""
+def _fast_path(bpf_dir: Path, cache_dir: Path | None) -> Iterator[str]:
+    """Take our programs off every device, and what is kept of them; packets take the slow path."""
     try:
         detached = detach_everything(bpf_dir)
         unpinned = remove_pins(bpf_dir)
@@ -85,6 +88,11 @@ def _fast_path(bpf_dir: Path) -> Iterator[str]:
         yield f"{detached} programs from devices"
     if unpinned:
         yield f"{unpinned} pinned programs, links and maps in {bpf_dir}"
+    if cache_dir is not None:
+        if remove_kept(cache_dir):
+            yield f"compiled programs in {cache_dir}"
+        with suppress(OSError):  # absent, or with files of others
+            cache_dir.rmdir()
 
 
 def _files(subnet_file: Path, state_dir: Path) -> Iterator[str]:

@@ -92,6 +92,7 @@ def open_fast_path(options: Options, config: NetworkConfig) -> Datapath:
         tunnel=kind,
         max_flows=options.max_flows,
         handle=instance_of(options.subnet_file),
+        cache=options.cache_dir,
     )
     try:
         return load(settings)

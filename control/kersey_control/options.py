@@ -152,7 +152,7 @@ _TEXT = Kind(str, "a text", "TEXT")
 _NAME = Kind(str, "a name or an address", "NAME|IP")
 _URL = Kind(str, "a URL", "URL")
 PATH = Kind(_path, "a path", "PATH")
-_OPTIONAL_PATH = Kind(_optional(_path), "a path", "PATH")
+OPTIONAL_PATH = Kind(_optional(_path), "a path", "PATH")
 _IPV4 = Kind(_optional(IPv4Address), "an IPv4 address", "IP")
 _IPV6 = Kind(_optional(IPv6Address), "an IPv6 address", "IP")
 _BIND = Kind(str, "an address to listen on", "IP")
@@ -200,13 +200,13 @@ class EtcdFlags:
         _PREFIX, default="/coreos.com/network", group=_STORE, help="key prefix of this network"
     )
     etcd_keyfile: Path | None = flag(
-        _OPTIONAL_PATH, default="", group=_STORE, help="private key of the client certificate"
+        OPTIONAL_PATH, default="", group=_STORE, help="private key of the client certificate"
     )
     etcd_certfile: Path | None = flag(
-        _OPTIONAL_PATH, default="", group=_STORE, help="client certificate"
+        OPTIONAL_PATH, default="", group=_STORE, help="client certificate"
     )
     etcd_cafile: Path | None = flag(
-        _OPTIONAL_PATH,
+        OPTIONAL_PATH,
         default="",
         group=_STORE,
         help="certificate authority of the servers; enough by itself for TLS",
@@ -269,7 +269,7 @@ class Options(EtcdFlags):
     )
 
     cni_conf_dir: Path | None = flag(
-        _OPTIONAL_PATH,
+        OPTIONAL_PATH,
         default="",
         group=_CNI,
         help="where to write the container runtime's network configuration, mostly /etc/cni/net.d",
@@ -357,6 +357,14 @@ class Options(EtcdFlags):
         help="where this node's BPF programs and maps are pinned",
         own=True,
     )
+    cache_dir: Path | None = flag(
+        OPTIONAL_PATH,
+        default="/var/cache/kersey",
+        group=_DATAPATH,
+        help="where compiled programs are kept, so that a node that boots need not compile them"
+        " again; empty: nowhere",
+        own=True,
+    )
     audit_interval: int = flag(
         _SECONDS,
         default="60",
@@ -421,21 +429,21 @@ class Options(EtcdFlags):
         own=True,
     )
     metrics_certfile: Path | None = flag(
-        _OPTIONAL_PATH,
+        OPTIONAL_PATH,
         default="",
         group=_OBSERVE,
         help="certificate, with which /metrics is served by TLS; read again when it changes",
         own=True,
     )
     metrics_keyfile: Path | None = flag(
-        _OPTIONAL_PATH,
+        OPTIONAL_PATH,
         default="",
         group=_OBSERVE,
         help="private key of that certificate",
         own=True,
     )
     metrics_cafile: Path | None = flag(
-        _OPTIONAL_PATH,
+        OPTIONAL_PATH,
         default="",
         group=_OBSERVE,
         help="certificate authority that must have signed a client's certificate",
@@ -511,7 +519,7 @@ class Options(EtcdFlags):
         help="API server, in place of the kubeconfig's; in a pod neither is needed",
     )
     kubeconfig_file: Path | None = flag(
-        _OPTIONAL_PATH, default="", group=_KUBE, help="kubeconfig file: server and credentials"
+        OPTIONAL_PATH, default="", group=_KUBE, help="kubeconfig file: server and credentials"
     )
     kube_annotation_prefix: str = flag(
         _TEXT,

@@ -45,6 +45,7 @@ _FILES = {
     "/run/flannel/subnet.env": "this node's subnet and MTU, for CNI plugins",
     "/run/kersey": "the daemon's socket and state",
     "/sys/fs/bpf/kersey": "programs and maps of the fast path",
+    "/var/cache/kersey": "compiled programs, for the next boot",
     "/usr/share/doc/kersey": "guides: OPERATIONS.md, INSTALL.md, COMPATIBILITY.md, ...; in examples"
     " Prometheus' rules and Grafana's dashboard",
 }

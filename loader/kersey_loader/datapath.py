@@ -53,7 +53,8 @@ class Settings:
     `directory` is the network's own on bpffs. Peers beyond `max_peers` stay on the slow path.
     `handle` tells the filters of this network from those of another one on the same devices; the
     VNI is a good one. Another `tunnel` under the same directory takes the place of the former one
-    as another version does.
+    as another version does. `cache`, if there is one, keeps compiled programs for when no pins are
+    left.
     """
 
     directory: Path
@@ -63,6 +64,7 @@ class Settings:
     max_ports: int = 1024
     handle: int = 1
     tunnel: TunnelKind = TunnelKind.VXLAN
+    cache: Path | None = None
 
     @property
     def subnets(self) -> int:
@@ -532,6 +534,7 @@ def load(settings: Settings) -> Datapath:
         headers=files / "headers",
         map_home=map_home,
         maps=maps,
+        kept=settings.cache and settings.cache / pins.kept_name(settings.tunnel),
     )
     keep = frozenset((map_home.name, program_home.name))
     return Datapath(settings, pins.Pinned(maps, programs, keep, fresh))

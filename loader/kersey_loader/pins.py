@@ -32,6 +32,8 @@ WIRE = Program.WIRE.function
 """The only one that is XDP, and that a kernel may refuse without harm to the others."""
 FUNCTIONS = (*(program.function for program in Program if program is not Program.WIRE), CLOCK)
 
+_CFLAGS = ("-Wno-address-of-packed-member",)
+
 COMPILE_SECONDS = 900
 """For a compiler that hangs; it takes 0.6 s, but 240 s in an emulated machine on a busy host."""
 
@@ -73,13 +75,21 @@ def open_maps(
 
 
 def open_programs(
-    directory: Path, *, text: str, headers: Path, map_home: Path, maps: dict[str, Map]
+    directory: Path,
+    *,
+    text: str,
+    headers: Path,
+    map_home: Path,
+    maps: dict[str, Map],
+    kept: Path | None = None,
 ) -> tuple[Path, dict[str, Descriptor]]:
     """Adopt the pinned programs of this text, or compile, load and pin them.
 
+    `kept` is the file where compiled programs of this text are, or will be.
+
     Raises CompileError, VerifierError, ToolchainError or BpfError.
     """
-    cflags = [f'-DKERSEY_MAPS="{map_home}"', "-Wno-address-of-packed-member"]
+    cflags = [f'-DKERSEY_MAPS="{map_home}"', *_CFLAGS]
     digest = hashlib.sha256(json.dumps([text, cflags]).encode()).hexdigest()[:16]
     home = directory / f"programs-{digest}"
     adopted = _adopt(home, maps)
@@ -92,13 +102,16 @@ def open_programs(
     building.mkdir(mode=0o700)
     pins = {name: str(building / name) for name in FUNCTIONS}
     try:
-        _compile(
+        was_kept = _compile(
             {
                 "text": text,
                 "cflags": cflags,
                 "headers": str(headers),
                 "pins": pins,
                 "xdp_pins": {WIRE: str(building / WIRE)},
+                "maps": {name: str(map_home / name) for name in maps},
+                "kept": "" if kept is None else str(kept),
+                "digest": _digest(text, headers),
             }
         )
     except LoaderError:
@@ -108,8 +121,14 @@ def open_programs(
     programs = _adopt(home, maps)
     if programs is None:
         raise ToolchainError(f"{home}: the compiled programs do not use the pinned maps")
-    logger.info("compiled and pinned programs", extra={"path": str(home)})
+    done = "pinned programs compiled earlier" if was_kept else "compiled and pinned programs"
+    logger.info(done, extra={"path": str(home)})
     return home, programs
+
+
+def kept_name(tunnel: TunnelKind) -> str:
+    """Return the name of the file that keeps the compiled programs for one kind of tunnel."""
+    return f"programs-{tunnel}.json"
 
 
 def prune(directory: Path, keep: frozenset[str]) -> tuple[str, ...]:
@@ -147,8 +166,18 @@ def _discard(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _compile(request: dict[str, object]) -> None:
-    """Run the child. Raises CompileError, VerifierError or ToolchainError."""
+def _digest(text: str, headers: Path) -> str:
+    """Return what tells one compilation's outcome from another's, wherever its maps are."""
+    files = sorted(path for path in headers.rglob("*") if path.is_file())
+    parts = [[str(path.relative_to(headers)), path.read_text()] for path in files]
+    return hashlib.sha256(json.dumps([text, _CFLAGS, parts]).encode()).hexdigest()
+
+
+def _compile(request: dict[str, object]) -> bool:
+    """Run the child; True if nothing had to be compiled.
+
+    Raises CompileError, VerifierError or ToolchainError.
+    """
     try:
         child = subprocess.run(
             [INTERPRETER, "-I", compile_child.__file__],
@@ -164,6 +193,7 @@ def _compile(request: dict[str, object]) -> None:
         case 0:
             if child.stderr:
                 logger.warning("compiler has remarks", extra={"output": child.stderr})
+            return child.stdout.strip() == compile_child.KEPT
         case compile_child.EXIT_COMPILE:
             raise CompileError(child.stderr)
         case compile_child.EXIT_VERIFIER:

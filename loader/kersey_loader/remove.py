@@ -9,7 +9,9 @@ from pathlib import Path
 
 from kersey_loader.attach import FilterHooks
 from kersey_loader.errors import BpfError
+from kersey_loader.pins import kept_name
 from kersey_loader.tcx import remove_link
+from kersey_loader.tunnel import TunnelKind
 from kersey_loader.xdp import WireHook
 
 
@@ -53,6 +55,18 @@ def remove_pins(directory: Path, network: str = "*") -> int:
     except OSError as error:
         raise BpfError(f"unpin below {directory}", error.errno or 0, str(error)) from error
     return count
+
+
+def remove_kept(cache: Path) -> int:
+    """Remove the files of compiled programs in `cache`; return how many. Raises BpfError."""
+    files = [cache / kept_name(tunnel) for tunnel in TunnelKind]
+    try:
+        found = [path for path in files if path.exists()]
+        for path in found:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise BpfError(f"remove from {cache}", error.errno or 0, str(error)) from error
+    return len(found)
 
 
 def _detach_wires(directory: Path, network: str) -> None:

@@ -163,7 +163,10 @@ def test_every_folder_that_outlives_the_daemon_is_the_nodes() -> None:
     }
     mounted = {each["mountPath"]: paths.get(each["name"]) for each in container["volumeMounts"]}
     options = parse_flags(Options, daemon_arguments(base()), {}).values
-    kept = [options.subnet_file.parent, options.state_dir, options.cni_conf_dir]
+    kept = [
+        *(options.subnet_file.parent, options.state_dir),
+        *(options.cache_dir, options.cni_conf_dir),
+    ]
     for path in (*map(str, kept), "/sys/fs/bpf", "/run/xtables.lock", "/etc/machine-id"):
         assert mounted[path] == path
     assert options.bpf_dir.is_relative_to("/sys/fs/bpf")

@@ -240,6 +240,7 @@ OPTIONS = """\
 # A password that no shell can read
 FLANNELD_ETCD_PASSWORD=it's $(touch
 KERSEY_CNI_CONF_DIR="/mnt/other one"
+KERSEY_CACHE_DIR=/mnt/cache
 """
 
 
@@ -275,6 +276,7 @@ def maintain(
             printf %s {shlex.quote(OPTIONS)} >/etc/default/kersey
             mount -t tmpfs tmpfs /mnt
             mkdir "/mnt/other one"
+            ln -s {folder}/cache /mnt/cache
             printf %s {shlex.quote(conflist)} >"/mnt/other one/10-kersey.conflist"
             [ ! -e {policy} ] || mount --bind {folder}/policy-rc.d {policy}
             exec {shlex.join([str(PARTS / script), *arguments])}
@@ -305,8 +307,13 @@ def test_a_removal_stops_the_daemon_then_cleans_up_what_it_was_told_to_write(
 
 
 def test_a_removal_leaves_flannel_alone_where_no_daemon_has_run(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name in ("programs-vxlan.json", "programs-udp.json", "others"):
+        (cache / name).touch()
     called = maintain(tmp_path, "prerm", "remove", there="/run/flannel")
     assert called == ["systemctl stop kersey.service"]
+    assert [path.name for path in cache.iterdir()] == ["others"]
 
 
 def test_a_removal_takes_back_what_a_daemon_before_the_last_boot_left(tmp_path: Path) -> None:
@@ -373,7 +380,7 @@ def test_the_installed_daemon_carries_pods_packets_by_its_own_programs(
     command = shlex.join(as_installed(package, "/usr/sbin/kerseyd"))
     cluster.kerseyd.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     cluster.kerseyd.chmod(0o755)
-    ready(cluster, "--datapath=bpf", nodes=2)
+    ready(cluster, "--datapath=bpf", "--cache-dir=", nodes=2)
     one, two = cluster.nodes
     assert "mode=bpf" in one.daemon.log.read_text()
     assert ping(one.pods[0].namespace, two.pods[0].address, timeout=5) is not None

@@ -88,7 +88,7 @@ def main() -> int:
     with _program(tree) as kerseyd, Cluster(prefix="image-", kerseyd=kerseyd) as cluster:
         cluster.start_etcd()
         for _ in range(2):
-            cluster.add_node().daemon.start("--ip-masq", "--datapath=bpf")
+            cluster.add_node().daemon.start("--ip-masq", "--datapath=bpf", "--cache-dir=")
         for node in cluster.nodes:
             node.daemon.wait_ready()
         print("works: two daemons of the image are ready, their programs compiled in it")

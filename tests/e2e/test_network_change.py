@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 from backend_cases import BACKENDS
 from overlay_view import difference, node_state
-from testbed import Backend, Cluster, Node, ping, wait_acquainted
+from testbed import Backend, Cluster, Node, clean, ping, wait_acquainted
 from testbed.cluster import CONFIG_KEY
 
 _numbers = count(1)
@@ -14,13 +14,8 @@ _NETWORK = "10.99.0.0/16"
 
 
 def restart_afresh(network: Cluster, node: Node) -> None:
-    files = (
-        f"--subnet-file={node.daemon.subnet_file}",
-        f"--state-dir={node.state_dir}",
-        f"--bpf-dir={node.bpf_dir}",
-    )
     node.daemon.stop()
-    node.namespace.run(network.kersey, "cleanup", *files)
+    clean(node, network)
     node.daemon.restart()
 
 

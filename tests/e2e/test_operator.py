@@ -488,20 +488,24 @@ def test_cleanup_leaves_the_node_as_it_was_before(newcomer: Node) -> None:
         *["iptables", "-t", "nat", "-A", "POSTROUTING", "-s", "192.0.2.1", "-j", "RETURN"]
     )
     before = kernel_state(node)
-    node.daemon.start("--ip-masq", "--ip-blackhole-route")
+    cache = node.state_dir / "cache"
+    node.daemon.start("--ip-masq", "--ip-blackhole-route", f"--cache-dir={cache}")
     node.daemon.wait_ready()
     assert kernel_state(node) != before
+    assert [path.name for path in cache.iterdir()] == ["programs-vxlan.json"]
     assert list(node.bpf_dir.glob("*/links"))
     node.add_pod()
     assert "blackhole" in node.namespace.run("ip", "route").stdout
     node.daemon.stop()
-    said = asked(node, "cleanup").stdout
+    said = asked(node, "cleanup", f"--cache-dir={cache}").stdout
     assert "device flannel.1" in said
     assert "blackhole route" in said
     assert "pinned programs, links and maps" in said
+    assert f"compiled programs in {cache}" in said
+    assert not cache.exists()
     assert not list(node.bpf_dir.glob("instance-*"))
     node.remove_pod(node.pods[0])
     node.namespace.ip("link del cni0")
     assert "\n".join(kernel_state(node)).splitlines() == "\n".join(before).splitlines()
     assert not node.daemon.subnet_file.exists()
-    assert asked(node, "cleanup").returncode == 0
+    assert asked(node, "cleanup", f"--cache-dir={cache}").returncode == 0

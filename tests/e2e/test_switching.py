@@ -11,7 +11,7 @@ from overlay_view import NodeState, difference, node_state
 from testbed import (
     Backend,
     Cluster,
-    Node,
+    clean,
     ordered_pairs,
     reachability,
     wait_acquainted,
@@ -79,15 +79,6 @@ def go_to(network: Cluster, station: Station) -> None:
     for node in network.nodes:
         node.daemon.restart()
     wait_acquainted(network)
-
-
-def clean(node: Node, network: Cluster) -> None:
-    files = (
-        f"--subnet-file={node.daemon.subnet_file}",
-        f"--state-dir={node.state_dir}",
-        f"--bpf-dir={node.bpf_dir}",
-    )
-    node.namespace.run(network.kersey, "cleanup", *files)
 
 
 def state_at_work(network: Cluster) -> list[NodeState]:

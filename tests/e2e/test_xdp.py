@@ -112,7 +112,7 @@ def test_native_xdp_carries_every_packet_and_survives_restarts(
         assert counted(two, "wire", "unknown_node") - before == 50
     two.daemon.stop()
     assert on_uplink(two) == "wire"
-    asked(two, "cleanup")
+    asked(two, "cleanup", "--cache-dir=")
     assert on_uplink(two) is None
 
 

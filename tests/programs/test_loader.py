@@ -1,13 +1,17 @@
 """The loader: what is adopted, what is made anew, and how failures come out."""
 
+import base64
 import ctypes
+import hashlib
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import packets as p
 import pytest
@@ -20,6 +24,7 @@ from kersey_loader.datapath import Datapath, DatapathConfig, PeerEntry, Settings
 from kersey_loader.errors import AttachError, CompileError, LoaderError, VerifierError
 from kersey_loader.layout import MapSpec, MapType, Program
 from kersey_loader.probe import probe
+from kersey_loader.remove import remove_kept
 from kersey_loader.tunnel import TunnelKind, VxlanTunnel
 
 CONFIG = DatapathConfig(
@@ -166,6 +171,156 @@ def test_programs_compile_without_a_remark(
     with caplog.at_level("INFO"), load(replace(settings, tunnel=tunnel)):
         pass
     assert [record.message for record in caplog.records] == ["compiled and pinned programs"]
+
+
+def programs_of(loaded: Datapath) -> dict[str, tuple[int, int]]:
+    """Return how long each program is for the verifier, and how many maps it works on."""
+    infos = {program.function: loaded.program_info(program) for program in Program}
+    return {name: (info.verified_instructions, len(info.map_ids)) for name, info in infos.items()}
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [record.message for record in caplog.records]
+    caplog.clear()
+    return found
+
+
+COMPILED, KEPT = "compiled and pinned programs", "pinned programs compiled earlier"
+
+
+@pytest.fixture
+def cached(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Give a test settings with a place for compiled programs that is not there yet."""
+    return replace(settings, cache=tmp_path_factory.mktemp("var") / "cache" / "kersey")
+
+
+def kept_file(cached: Settings) -> Path:
+    assert cached.cache is not None
+    (found,) = cached.cache.iterdir()
+    return found
+
+
+@pytest.mark.parametrize("tunnel", TunnelKind)
+def test_compiled_programs_are_kept_and_are_the_same(
+    cached: Settings,
+    caplog: pytest.LogCaptureFixture,
+    tunnel: TunnelKind,
+) -> None:
+    first = replace(cached, tunnel=tunnel)
+    later = replace(first, directory=cached.directory / "later", network=IPv4Network("10.9.0.0/16"))
+    with caplog.at_level("INFO"), load(first) as compiled:
+        assert messages(caplog) == [COMPILED]
+        with load(later) as kept:
+            assert messages(caplog) == [KEPT]
+            assert not kept.adopted
+            assert programs_of(kept) == programs_of(compiled)
+            assert not set(map_ids(kept).values()) & set(map_ids(compiled).values())
+    assert cached.cache is not None
+    assert [path.name for path in cached.cache.iterdir()] == [f"programs-{tunnel}.json"]
+
+
+def cut(path: Path) -> None:
+    path.write_text(path.read_text()[:-100])
+
+
+def change(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what the file says, the sum included."""
+    kept = json.loads(path.read_text())
+    change(kept)
+    codes = [base64.b64decode(kept["programs"][name]) for name in sorted(kept["programs"])]
+    kept["sum"] = hashlib.sha256(b"".join(codes)).hexdigest()
+    path.write_text(json.dumps(kept))
+
+
+def end_without_a_verdict(kept: dict[str, Any]) -> None:
+    """Give the first program an end without a verdict, which no verifier lets pass."""
+    kept["programs"]["from_pod"] = base64.b64encode(bytes([0x95, *bytes(7)])).decode()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        pytest.param(lambda path: path.write_bytes(b""), "JSONDecodeError", id="empty"),
+        pytest.param(cut, "JSONDecodeError", id="cut"),
+        pytest.param(lambda path: path.write_text("[]"), "TypeError", id="no object"),
+        pytest.param(lambda path: path.write_text("{}"), "KeyError('of')", id="empty object"),
+        pytest.param(
+            lambda path: path.write_text(path.read_text().replace("AAAA", "AAAB", 1)),
+            "its sum is wrong",
+            id="a flipped bit",
+        ),
+        pytest.param(
+            lambda path: change(path, lambda kept: kept["maps"].pop()), "IndexError", id="map"
+        ),
+        pytest.param(
+            lambda path: change(path, lambda kept: kept["programs"].pop("to_pod")),
+            "KeyError('to_pod')",
+            id="program",
+        ),
+        pytest.param(
+            lambda path: change(path, end_without_a_verdict), "from_pod is refused", id="verifier"
+        ),
+        pytest.param(lambda path: os.chown(path, 65534, -1), "somebody else", id="owner"),
+        pytest.param(lambda path: path.chmod(0o620), "somebody else", id="group may write"),
+    ],
+)
+def test_kept_programs_that_are_of_no_use_are_compiled_and_kept_anew(
+    cached: Settings, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], object], said: str
+) -> None:
+    with caplog.at_level("INFO"):
+        load(cached).close()
+        good = kept_file(cached).read_text()
+        spoil(kept_file(cached))
+        caplog.clear()
+        load(replace(cached, directory=cached.directory / "later")).close()
+    (remark,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{kept_file(cached)} is of no use" in vars(remark)["output"]
+    assert said in vars(remark)["output"]
+    assert messages(caplog)[-1] == COMPILED
+    assert kept_file(cached).read_text() == good
+    assert kept_file(cached).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("file", ["flow.h", "headers/include/linux/version.h"])
+def test_kept_programs_of_another_text_are_replaced(
+    cached: Settings,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+) -> None:
+    copy = changed_source(tmp_path_factory.mktemp("changed"), file, "/*", "/* Changed.")
+    with caplog.at_level("INFO"):
+        load(cached).close()
+        former = kept_file(cached).read_text()
+        monkeypatch.setattr(source, "bpf_directory", lambda: copy)
+        load(replace(cached, directory=cached.directory / "later")).close()
+        assert messages(caplog) == [COMPILED, COMPILED]
+        assert kept_file(cached).read_text() != former
+        load(replace(cached, directory=cached.directory / "again")).close()
+        assert messages(caplog) == [KEPT]
+
+
+def test_programs_that_cannot_be_kept_are_loaded_all_the_same(
+    cached: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert cached.cache is not None
+    cached.cache.parent.mkdir()
+    cached.cache.write_text("no folder")
+    with caplog.at_level("INFO"):
+        load(cached).close()
+    (remark,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "the compiled programs are not kept" in vars(remark)["output"]
+    assert messages(caplog)[-1] == COMPILED
+
+
+def test_only_files_of_compiled_programs_are_removed(cached: Settings) -> None:
+    assert cached.cache is not None
+    assert remove_kept(cached.cache) == 0
+    load(cached).close()
+    (cached.cache / "programs-mine.json").touch()
+    assert remove_kept(cached.cache) == 1
+    assert kept_file(cached).name == "programs-mine.json"
 
 
 def link(line: str) -> None:

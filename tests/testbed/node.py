@@ -1,6 +1,7 @@
 """A node and its pods, wired as a CNI plugin wires them. Addresses come from the node's subnet."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -170,6 +171,7 @@ class Node:
                 f"--etcd-endpoints={etcd_endpoint}",
                 f"--node-id={self.name}",
                 f"--bpf-dir={self.bpf_dir}",
+                f"--cache-dir={os.environ.get('KERSEY_CACHE_DIR', self.state_dir / 'cache')}",
             ],
             environment={"NODE_NAME": self.name},  # what a pod of a DaemonSet is told
         )

@@ -26,6 +26,7 @@ def clean(node: Node, cluster: Cluster, *flags: str) -> str:
         f"--subnet-file={node.daemon.subnet_file}",
         f"--state-dir={node.state_dir}",
         f"--bpf-dir={node.bpf_dir}",
+        "--cache-dir=",  # of others as well
     )
     return node.namespace.run(cluster.kersey, "cleanup", *folders, *flags).stdout
 

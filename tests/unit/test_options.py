@@ -75,6 +75,7 @@ OWN_DEFAULTS: Mapping[str, object] = {
     "log-level": None,
     "node-id": "",
     "state-dir": Path("/run/kersey"),
+    "cache-dir": Path("/var/cache/kersey"),
     "bpf-dir": Path("/sys/fs/bpf/kersey"),
     "max-flows": 65536,
     "admission": Admission.STRICT,

@@ -32,11 +32,17 @@ def run(flags: CleanupFlags) -> int:
 
 def _removed(flags: CleanupFlags, links: Links, rtnl: Rtnl) -> Iterator[str]:
     if flags.keep_network:
-        return release_node(state_dir=flags.state_dir, bpf_dir=flags.bpf_dir, links=links)
+        return release_node(
+            state_dir=flags.state_dir,
+            bpf_dir=flags.bpf_dir,
+            cache_dir=flags.cache_dir,
+            links=links,
+        )
     return clean_node(
         subnet_file=flags.subnet_file,
         state_dir=flags.state_dir,
         bpf_dir=flags.bpf_dir,
+        cache_dir=flags.cache_dir,
         cni_conf_dir=flags.cni_conf_dir,
         links=links,
         rtnl=rtnl,

@@ -18,7 +18,7 @@ from kersey_control.cli.command import (
     NodeFlags,
 )
 from kersey_control.flags import BOOLEAN, Kind, flag, integer, repeatable_flag
-from kersey_control.options import PATH, EtcdFlags
+from kersey_control.options import OPTIONAL_PATH, PATH, EtcdFlags
 from kersey_control.verdicts import name_of
 
 _T = TypeVar("_T")
@@ -167,6 +167,13 @@ class DoctorFlags(NodeFlags, EtcdFlags):
 class CleanupFlags(FileFlags):
     """What `kersey cleanup` can be told."""
 
+    cache_dir: Path | None = flag(
+        OPTIONAL_PATH,
+        default="/var/cache/kersey",
+        group=FILES,
+        help="the daemon's --cache-dir",
+        own=True,
+    )
     cni_conf_dir: Path = flag(
         PATH, default="/etc/cni/net.d", group=FILES, help="the daemon's --cni-conf-dir", own=True
     )

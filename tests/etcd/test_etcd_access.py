@@ -171,7 +171,11 @@ class Certificates:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    directory = tmp_path_factory.mktemp("tls")
+    return _certify(tmp_path_factory.mktemp("tls"))
+
+
+def _certify(directory: Path) -> Certificates:
+    """Make all files anew, by an authority that has not signed anything else."""
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     ca = ["-x509", "-days", "2", "-subj", "/CN=test authority", "-out", "ca.pem"]
     _openssl(directory, "req", *new_key, "-keyout", "ca.key", *ca)
@@ -254,6 +258,35 @@ def test_missing_client_certificate_is_refused_by_etcd(
     options = EtcdOptions(endpoints=(client_auth.url,), prefix=prefix, cafile=certificates.ca)
     with EtcdStore(options) as store, pytest.raises(StoreUnavailableError):
         store.list_leases()
+
+
+def test_replaced_certificates_are_read_when_the_former_ones_are_refused(
+    tmp_path: Path, config: NetworkConfig
+) -> None:
+    files = _certify(tmp_path)
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(files.ca.read_bytes())
+    flags = ("--client-cert-auth", f"--trusted-ca-file={trusted}")
+    with _tls_server(tmp_path / "etcd", files, *flags) as server:
+        options = EtcdOptions(
+            endpoints=(server.url,),
+            cafile=files.ca,
+            certfile=files.client,
+            keyfile=files.client.with_suffix(".key"),
+        )
+        with EtcdStore(options) as store, Following(store) as following:
+            own = store.acquire(make_claim(), config)
+            following.wait_for(lambda: following.of(Changed) == [Changed(own.lease)])
+            server.kill()
+            trusted.write_bytes(_certify(tmp_path).ca.read_bytes())
+            server.start()
+            following.wait_for_kind(Restored)
+            assert store.renew(own, make_claim()).lease == own.lease
+            files.client.unlink()
+            server.kill()
+            for _ in range(2):
+                with pytest.raises(StoreUnavailableError):
+                    store.list_leases()
 
 
 def test_unreadable_tls_file_is_named(tmp_path: Path) -> None:

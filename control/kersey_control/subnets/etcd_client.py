@@ -18,7 +18,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -171,6 +171,8 @@ class _Session:
         self._password = options.password
         self._lock = threading.Lock()
         self._is_logged_in = not options.username
+        self._tls_files = options.tls_files if endpoint.secure else ()
+        self._read_at = _versions(self._tls_files)
         # The login is ours: etcd3 logs in while it is constructed, and once only.
         self.client = etcd3.Etcd3Client(
             host=endpoint.target_host,
@@ -207,6 +209,11 @@ class _Session:
         with self._lock:
             if self._username and self.metadata == metadata:
                 self._is_logged_in = False
+
+    @property
+    def is_outdated(self) -> bool:
+        """Say whether a certificate or key was replaced since this channel read it."""
+        return _versions(self._tls_files) != self._read_at
 
     def close(self) -> None:
         self.client.close()
@@ -403,14 +410,29 @@ class EtcdClient:
             if self.is_closed:
                 raise StoreUnavailableError("etcd: the client is closed")
             if index not in self._sessions:
-                self._sessions[index] = _Session(self._endpoints[index], self._options)
+                self._sessions[index] = self._new_session(self._endpoints[index])
             return self._sessions[index]
 
+    def _new_session(self, endpoint: Endpoint) -> _Session:
+        try:
+            return _Session(endpoint, self._options)
+        except OSError as error:  # a certificate is being replaced
+            raise StoreUnavailableError(f"etcd {endpoint}: {error}") from None
+
     def _prefer_next(self, failed: _Session) -> None:
-        """Turn to the next endpoint, unless another thread has turned away from `failed` before."""
+        """Turn to the next endpoint, unless another thread has turned away from `failed` before.
+
+        Certificates that are good no more show as a failure too: replaced ones are read then.
+        """
         with self._lock:
-            if self._endpoints[self._preferred] == failed.endpoint:
-                self._preferred = (self._preferred + 1) % len(self._endpoints)
+            index = self._endpoints.index(failed.endpoint)
+            if self._preferred == index:
+                self._preferred = (index + 1) % len(self._endpoints)
+            if self._sessions.get(index) is not failed or not failed.is_outdated:
+                return
+            del self._sessions[index]
+        logger.info("etcd TLS files were replaced", extra={"endpoint": str(failed.endpoint)})
+        failed.close()
 
 
 class _Stream:
@@ -603,6 +625,19 @@ def _tls_arguments(options: EtcdOptions) -> dict[str, str | None]:
         "cert_cert": str(options.certfile) if options.certfile else None,
         "cert_key": str(options.keyfile) if options.keyfile else None,
     }
+
+
+def _versions(paths: Iterable[Path]) -> tuple[tuple[int, int] | None, ...]:
+    """Return what changes whenever one of the files is written or replaced."""
+    return tuple(map(_version, paths))
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _require_readable(path: Path) -> None:

@@ -38,7 +38,7 @@ def clean_node(
     """
     for path in remove_cni_configs(cni_conf_dir):  # first: no new pods from here on
         yield f"CNI configuration {path}"
-    yield from _fast_path(bpf_dir, cache_dir)
+    yield from _fast_path(bpf_dir)
     for link in links.owned():
         links.delete(link)
         yield f"device {link.name}"
@@ -53,6 +53,7 @@ def clean_node(
     remove_all_rules()
     yield "masquerade and forward rules"
     yield from _files(subnet_file, state_dir)
+    yield from _cache(cache_dir)
 
 
 def release_node(
@@ -64,7 +65,7 @@ def release_node(
     when it starts is what it would have made, with nexthop objects below its routes until it
     replaces them. No packet is lost. Yields a line for each thing removed, raises as `clean_node`.
     """
-    yield from _fast_path(bpf_dir, cache_dir)
+    yield from _fast_path(bpf_dir)
     for link in links.owned():
         if is_headroom(link.name):
             links.delete(link)
@@ -73,10 +74,11 @@ def release_node(
             links.unmark(link)
             yield f"the mark of device {link.name}, which stays"
     yield from _state(state_dir)
+    yield from _cache(cache_dir)
 
 
-def _fast_path(bpf_dir: Path, cache_dir: Path | None) -> Iterator[str]:
-    """Take our programs off every device, and what is kept of them; packets take the slow path."""
+def _fast_path(bpf_dir: Path) -> Iterator[str]:
+    """Take our programs off every device, and their pins; packets take the kernel's own path."""
     try:
         detached = detach_everything(bpf_dir)
         unpinned = remove_pins(bpf_dir)
@@ -88,11 +90,6 @@ def _fast_path(bpf_dir: Path, cache_dir: Path | None) -> Iterator[str]:
         yield f"{detached} programs from devices"
     if unpinned:
         yield f"{unpinned} pinned programs, links and maps in {bpf_dir}"
-    if cache_dir is not None:
-        if remove_kept(cache_dir):
-            yield f"compiled programs in {cache_dir}"
-        with suppress(OSError):  # absent, or with files of others
-            cache_dir.rmdir()
 
 
 def _files(subnet_file: Path, state_dir: Path) -> Iterator[str]:
@@ -107,6 +104,20 @@ def _state(state_dir: Path) -> Iterator[str]:
     with suppress(OSError):  # absent, or not empty
         state_dir.rmdir()
         yield f"folder {state_dir}"
+
+
+def _cache(cache_dir: Path | None) -> Iterator[str]:
+    """Remove compiled programs; last, since a disk that resists must not keep up the rest."""
+    if cache_dir is None:
+        return
+    try:
+        removed = remove_kept(cache_dir)
+    except LoaderError as error:
+        raise KernelError(str(error)) from error
+    if removed:
+        yield f"compiled programs in {cache_dir}"
+    with suppress(OSError):  # absent, or with files of others
+        cache_dir.rmdir()
 
 
 def _file(path: Path) -> Iterator[str]:

@@ -5,7 +5,8 @@ Reads a request as JSON from stdin. All that the compiler and the verifier say i
 exit status says which of the two refused. Never attaches anything.
 
 Where the request names a file for it, the instructions are kept there, and the next request for the
-same text loads them without bcc. A file that is of no use costs a compilation, nothing else.
+same text, by the same bcc, loads them without it. A file that is of no use costs a compilation,
+nothing else. Programs that are loaded from it have no line information (BTF, for bpftool).
 """
 
 import base64
@@ -16,8 +17,9 @@ import os
 import stat
 import struct
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,9 @@ EXIT_NO_BCC = 13
 
 KEPT = "kept"
 """All of stdout where nothing had to be compiled."""
+
+_FORMAT = 1
+"""Of the file; another one is not read."""
 
 _INSTRUCTION_SIZE = 8
 _LOAD_ADDRESS = 0x18  # BPF_LD | BPF_IMM | BPF_DW
@@ -104,24 +109,23 @@ def _compile(request: dict[str, Any]) -> _Built:
 def _keep(request: dict[str, Any], built: _Built) -> None:
     """Write the instructions down, each with its map's place in a list of names."""
     names = list(built.maps.values())
+    path = Path(request["kept"])
+    unfinished = path.with_name(f"{path.name}.new")
     try:
         placed = {
             name: _with_maps(code, lambda fd: names.index(built.maps[fd]))
             for name, code in built.code.items()
         }
-        text = {
-            "of": request["digest"],
-            "sum": _sum(placed),
-            "maps": names,
-            "programs": {name: base64.b64encode(code).decode() for name, code in placed.items()},
-        }
-        path = Path(request["kept"])
+        encoded = {name: base64.b64encode(code).decode() for name, code in placed.items()}
+        text = json.dumps({"of": _key(request), "maps": names, "programs": encoded})
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(text, file)
-        Path(file.name).replace(path)
+        unfinished.touch(mode=0o600)
+        unfinished.write_text(f"{_sum(text)}\n{text}")
+        unfinished.replace(path)
     except (OSError, LookupError) as error:
         print(f"the compiled programs are not kept: {error!r}", file=sys.stderr)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def _read(request: dict[str, Any]) -> _Built | None:
@@ -133,17 +137,18 @@ def _read(request: dict[str, Any]) -> _Built | None:
         return None
     try:
         text = _read_own(Path(request["kept"]))
-        if text["of"] != request["digest"]:
+        if text["of"] != _key(request):
             return None
-        placed = {name: base64.b64decode(code) for name, code in text["programs"].items()}
-        _expect(text["sum"] == _sum(placed), "its sum is wrong")
         maps = [_open(request["maps"][name]) for name in text["maps"]]
-        code = {name: _with_maps(program, maps.__getitem__) for name, program in placed.items()}
+        code = {
+            name: _with_maps(base64.b64decode(text["programs"][name]), maps.__getitem__)
+            for name in (*request["pins"], *request["xdp_pins"])
+        }
         loaded = {name: _load(_SCHED_CLS, name, code[name]) for name in request["pins"]}
         return _Built(code, loaded, {}, is_kept=True)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
         print(f"{request['kept']} is of no use: {error!r}", file=sys.stderr)
         return None
 
@@ -154,8 +159,10 @@ def _read_own(path: Path) -> dict[str, Any]:
         found = os.fstat(file.fileno())
         is_ours = found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o022
         _expect(is_ours, "somebody else may have written it")
-        text: dict[str, Any] = json.load(file)
-        return text
+        expected, _, text = file.read().partition("\n")
+    _expect(expected == _sum(text), "its sum is wrong")
+    kept: dict[str, Any] = json.loads(text)
+    return kept
 
 
 def _expect(condition: bool, otherwise: str) -> None:  # noqa: FBT001 - its one purpose
@@ -172,8 +179,16 @@ def _with_maps(code: bytes, number: Callable[[int], int]) -> bytes:
     return bytes(changed)
 
 
-def _sum(programs: Mapping[str, bytes]) -> str:
-    return hashlib.sha256(b"".join(programs[name] for name in sorted(programs))).hexdigest()
+def _sum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _key(request: dict[str, Any]) -> list[Any]:
+    """Return what has to be the same for instructions to be the same: text and compiler."""
+    bcc = find_spec("bcc")  # not loaded: that is what takes the time
+    found = None if bcc is None or bcc.origin is None else Path(bcc.origin).stat()
+    version = None if found is None else [found.st_size, found.st_mtime_ns]
+    return [_FORMAT, request["digest"], version]
 
 
 class _LoadOptions(ctypes.Structure):

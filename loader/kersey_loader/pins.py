@@ -32,10 +32,13 @@ WIRE = Program.WIRE.function
 """The only one that is XDP, and that a kernel may refuse without harm to the others."""
 FUNCTIONS = (*(program.function for program in Program if program is not Program.WIRE), CLOCK)
 
+KEPT_FILES = ("programs-*.json", "programs-*.json.new")
+"""All files of compiled programs in a folder; the second kind is not written to its end."""
+
 _CFLAGS = ("-Wno-address-of-packed-member",)
 
 COMPILE_SECONDS = 900
-"""For a compiler that hangs; it takes 0.6 s, but 240 s in an emulated machine on a busy host."""
+"""For a compiler that hangs; it takes a second, but 240 s in an emulated machine on a busy host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +170,7 @@ def _discard(path: Path) -> None:
 
 
 def _digest(text: str, headers: Path) -> str:
-    """Return what tells one compilation's outcome from another's, wherever its maps are."""
+    """Return what tells one input of the compiler from another, wherever its maps are."""
     files = sorted(path for path in headers.rglob("*") if path.is_file())
     parts = [[str(path.relative_to(headers)), path.read_text()] for path in files]
     return hashlib.sha256(json.dumps([text, _CFLAGS, parts]).encode()).hexdigest()
@@ -192,7 +195,7 @@ def _compile(request: dict[str, object]) -> bool:
     match child.returncode:
         case 0:
             if child.stderr:
-                logger.warning("compiler has remarks", extra={"output": child.stderr})
+                logger.warning("remarks on the programs", extra={"output": child.stderr})
             return child.stdout.strip() == compile_child.KEPT
         case compile_child.EXIT_COMPILE:
             raise CompileError(child.stderr)

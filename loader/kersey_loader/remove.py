@@ -9,9 +9,8 @@ from pathlib import Path
 
 from kersey_loader.attach import FilterHooks
 from kersey_loader.errors import BpfError
-from kersey_loader.pins import kept_name
+from kersey_loader.pins import KEPT_FILES
 from kersey_loader.tcx import remove_link
-from kersey_loader.tunnel import TunnelKind
 from kersey_loader.xdp import WireHook
 
 
@@ -59,14 +58,13 @@ def remove_pins(directory: Path, network: str = "*") -> int:
 
 def remove_kept(cache: Path) -> int:
     """Remove the files of compiled programs in `cache`; return how many. Raises BpfError."""
-    files = [cache / kept_name(tunnel) for tunnel in TunnelKind]
+    files = [path for pattern in KEPT_FILES for path in cache.glob(pattern)]
     try:
-        found = [path for path in files if path.exists()]
-        for path in found:
+        for path in files:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise BpfError(f"remove from {cache}", error.errno or 0, str(error)) from error
-    return len(found)
+    return len(files)
 
 
 def _detach_wires(directory: Path, network: str) -> None:

@@ -181,6 +181,9 @@ def test_the_clean_up_reaches_the_same_folders() -> None:
     cleaned = host_paths(keyed([CLEANUP.read_text()]), "kersey-cleanup")
     assert host_paths(base(), "kersey") - cleaned == {"/etc/machine-id", "/opt/cni/bin"}
     assert cleaned <= host_paths(base(), "kersey")
+    spec = keyed([CLEANUP.read_text()])["DaemonSet", "kersey-cleanup"]["spec"]["template"]["spec"]
+    (step,) = spec["initContainers"]
+    assert {each["mountPath"] for each in step["volumeMounts"]} == cleaned
 
 
 def test_the_step_back_to_flannel_is_the_clean_up_that_keeps_the_network() -> None:

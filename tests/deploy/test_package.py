@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -263,6 +263,7 @@ def maintain(
     there: str = "/run/kersey",
     refused: str = "-",
     conflist: str = "",
+    cache: Sequence[str] = ("programs-vxlan.json",),
 ) -> list[str]:
     """Run a maintainer script where systemd seems to run; return what it called."""
     names = ("systemctl", "deb-systemd-helper", "kersey", "policy-rc.d")
@@ -276,10 +277,14 @@ def maintain(
             printf %s {shlex.quote(OPTIONS)} >/etc/default/kersey
             mount -t tmpfs tmpfs /mnt
             mkdir "/mnt/other one"
-            ln -s {folder}/cache /mnt/cache
+            mkdir /mnt/cache
+            cd /mnt/cache
+            touch {shlex.join(cache)}
             printf %s {shlex.quote(conflist)} >"/mnt/other one/10-kersey.conflist"
             [ ! -e {policy} ] || mount --bind {folder}/policy-rc.d {policy}
-            exec {shlex.join([str(PARTS / script), *arguments])}
+            cd /
+            {shlex.join([str(PARTS / script), *arguments])}
+            ls -d /mnt/cache /mnt/cache/* >{folder}/left || true
         """
         environ = {"PATH": f"{folder}:/usr/sbin:/usr/bin:/sbin:/bin"}
         command = ["unshare", "--mount", "--net", "sh", "-c", setting]
@@ -307,13 +312,15 @@ def test_a_removal_stops_the_daemon_then_cleans_up_what_it_was_told_to_write(
 
 
 def test_a_removal_leaves_flannel_alone_where_no_daemon_has_run(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    for name in ("programs-vxlan.json", "programs-udp.json", "others"):
-        (cache / name).touch()
     called = maintain(tmp_path, "prerm", "remove", there="/run/flannel")
     assert called == ["systemctl stop kersey.service"]
-    assert [path.name for path in cache.iterdir()] == ["others"]
+    assert (tmp_path / "left").read_text() == ""
+
+
+def test_a_removal_leaves_files_of_others_beside_compiled_programs(tmp_path: Path) -> None:
+    files = ("programs-udp.json", "programs-udp.json.new", "others")
+    maintain(tmp_path, "prerm", "remove", there="/run/flannel", cache=files)
+    assert (tmp_path / "left").read_text().split() == ["/mnt/cache", "/mnt/cache/others"]
 
 
 def test_a_removal_takes_back_what_a_daemon_before_the_last_boot_left(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from kersey_loader.view import open_view
 from operator_command import KERSEY, asked, asked_json, files_of, kersey
 from overlay_view import lease_key, overlay_link, subnet_of
 from testbed import Cluster, Node, udp_probe, wait_until
+from testbed.namespace import run_here
 
 CONFIG_KEY = "/coreos.com/network/config"
 FLOW = ("--protocol=udp", "--port=7")
@@ -509,3 +510,25 @@ def test_cleanup_leaves_the_node_as_it_was_before(newcomer: Node) -> None:
     assert "\n".join(kernel_state(node)).splitlines() == "\n".join(before).splitlines()
     assert not node.daemon.subnet_file.exists()
     assert asked(node, "cleanup", f"--cache-dir={cache}").returncode == 0
+
+
+@pytest.mark.parametrize("nftables", [False])
+def test_compiled_programs_that_resist_keep_nothing_else(newcomer: Node) -> None:
+    cache = newcomer.state_dir / "cache"
+    newcomer.daemon.start(f"--cache-dir={cache}")
+    newcomer.daemon.wait_ready()
+    gateway = newcomer.pod_subnet().gateway
+    newcomer.daemon.stop()
+    run_here("mount", "--bind", cache, cache)
+    try:
+        run_here("mount", "-o", "remount,bind,ro", cache)
+        done = asked(newcomer, "cleanup", f"--cache-dir={cache}", check=False)
+    finally:
+        run_here("umount", cache)
+    assert done.returncode == 1
+    assert f"kersey: remove from {cache}: " in done.stderr
+    assert "removed device flannel.1" in done.stdout
+    assert str(gateway.ip) not in newcomer.namespace.run("ip", "address").stdout
+    assert not newcomer.daemon.subnet_file.exists()
+    assert asked(newcomer, "cleanup", f"--cache-dir={cache}").returncode == 0
+    assert not cache.exists()

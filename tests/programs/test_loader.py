@@ -173,10 +173,14 @@ def test_programs_compile_without_a_remark(
     assert [record.message for record in caplog.records] == ["compiled and pinned programs"]
 
 
-def programs_of(loaded: Datapath) -> dict[str, tuple[int, int]]:
-    """Return how long each program is for the verifier, and how many maps it works on."""
+def programs_of(loaded: Datapath) -> dict[str, tuple[int, set[str]]]:
+    """Return how long each program is for the verifier, and which maps it works on."""
     infos = {program.function: loaded.program_info(program) for program in Program}
-    return {name: (info.verified_instructions, len(info.map_ids)) for name, info in infos.items()}
+    names = {id_: name for name, id_ in map_ids(loaded).items()}
+    return {
+        name: (info.verified_instructions, {names[id_] for id_ in info.map_ids})
+        for name, info in infos.items()
+    }
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -223,13 +227,17 @@ def cut(path: Path) -> None:
     path.write_text(path.read_text()[:-100])
 
 
-def change(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def put(path: Path, kept: object) -> None:
+    """Have the file say it, with the sum."""
+    text = json.dumps(kept)
+    path.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def change(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change what the file says, the sum included."""
-    kept = json.loads(path.read_text())
+    kept = json.loads(path.read_text().partition("\n")[2])
     change(kept)
-    codes = [base64.b64decode(kept["programs"][name]) for name in sorted(kept["programs"])]
-    kept["sum"] = hashlib.sha256(b"".join(codes)).hexdigest()
-    path.write_text(json.dumps(kept))
+    put(path, kept)
 
 
 def end_without_a_verdict(kept: dict[str, Any]) -> None:
@@ -240,10 +248,11 @@ def end_without_a_verdict(kept: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        pytest.param(lambda path: path.write_bytes(b""), "JSONDecodeError", id="empty"),
-        pytest.param(cut, "JSONDecodeError", id="cut"),
-        pytest.param(lambda path: path.write_text("[]"), "TypeError", id="no object"),
-        pytest.param(lambda path: path.write_text("{}"), "KeyError('of')", id="empty object"),
+        pytest.param(lambda path: path.write_bytes(b""), "its sum is wrong", id="empty"),
+        pytest.param(lambda path: path.write_bytes(b"\xff"), "UnicodeDecodeError", id="no text"),
+        pytest.param(cut, "its sum is wrong", id="cut"),
+        pytest.param(lambda path: put(path, []), "TypeError", id="no object"),
+        pytest.param(lambda path: put(path, {}), "KeyError('of')", id="empty object"),
         pytest.param(
             lambda path: path.write_text(path.read_text().replace("AAAA", "AAAB", 1)),
             "its sum is wrong",
@@ -256,6 +265,16 @@ def end_without_a_verdict(kept: dict[str, Any]) -> None:
             lambda path: change(path, lambda kept: kept["programs"].pop("to_pod")),
             "KeyError('to_pod')",
             id="program",
+        ),
+        pytest.param(
+            lambda path: change(path, lambda kept: kept["programs"].pop("wire")),
+            "KeyError('wire')",
+            id="XDP program",
+        ),
+        pytest.param(
+            lambda path: change(path, lambda kept: kept["programs"].update(wire="GBEA")),
+            "error(",
+            id="half an instruction",
         ),
         pytest.param(
             lambda path: change(path, end_without_a_verdict), "from_pod is refused", id="verifier"
@@ -301,26 +320,55 @@ def test_kept_programs_of_another_text_are_replaced(
         assert messages(caplog) == [KEPT]
 
 
+def no_folder(cache: Path) -> None:
+    cache.write_text("a file")
+
+
+def full_disk(cache: Path) -> None:
+    cache.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=8k"]
+    subprocess.run(["mount", *options, "tmpfs", str(cache)], check=True)
+
+
+@pytest.mark.parametrize("spoil", [no_folder, full_disk])
 def test_programs_that_cannot_be_kept_are_loaded_all_the_same(
-    cached: Settings, caplog: pytest.LogCaptureFixture
+    cached: Settings, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
 ) -> None:
     assert cached.cache is not None
     cached.cache.parent.mkdir()
-    cached.cache.write_text("no folder")
+    spoil(cached.cache)
     with caplog.at_level("INFO"):
         load(cached).close()
     (remark,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "the compiled programs are not kept" in vars(remark)["output"]
     assert messages(caplog)[-1] == COMPILED
+    if cached.cache.is_dir():
+        assert list(cached.cache.iterdir()) == []
+        subprocess.run(["umount", cached.cache], check=True)
+
+
+def test_programs_of_another_compiler_are_compiled_anew(
+    cached: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    def another(kept: dict[str, Any]) -> None:
+        form, digest, (size, changed_at) = kept["of"]
+        kept["of"] = [form, digest, [size, changed_at - 1]]
+
+    with caplog.at_level("INFO"):
+        load(cached).close()
+        change(kept_file(cached), another)
+        load(replace(cached, directory=cached.directory / "later")).close()
+    assert messages(caplog) == [COMPILED, COMPILED]
 
 
 def test_only_files_of_compiled_programs_are_removed(cached: Settings) -> None:
     assert cached.cache is not None
     assert remove_kept(cached.cache) == 0
     load(cached).close()
-    (cached.cache / "programs-mine.json").touch()
-    assert remove_kept(cached.cache) == 1
-    assert kept_file(cached).name == "programs-mine.json"
+    for name in ("programs-udp.json.new", "others"):
+        (cached.cache / name).touch()
+    assert remove_kept(cached.cache) == 2
+    assert kept_file(cached).name == "others"
 
 
 def link(line: str) -> None:

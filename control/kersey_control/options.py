@@ -221,8 +221,35 @@ class EtcdFlags:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class KubeFlags:
+    """How to reach the Kubernetes API, and whether leases are there at all."""
+
+    kube_subnet_mgr: bool = flag(
+        BOOLEAN,
+        default="false",
+        group=_KUBE,
+        help="the leases are in the Kubernetes API; the etcd flags are unused",
+    )
+    kube_api_url: str = flag(
+        _URL,
+        default="",
+        group=_KUBE,
+        help="API server, in place of the kubeconfig's; in a pod neither is needed",
+    )
+    kubeconfig_file: Path | None = flag(
+        OPTIONAL_PATH, default="", group=_KUBE, help="kubeconfig file: server and credentials"
+    )
+    kube_annotation_prefix: str = flag(
+        _TEXT,
+        default="flannel.alpha.coreos.com",
+        group=_KUBE,
+        help="prefix of the node annotations",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options(EtcdFlags):
+class Options(KubeFlags, EtcdFlags):
     """Everything that kerseyd can be told. `Options()` holds the defaults."""
 
     public_ip: IPv4Address | None = flag(
@@ -511,21 +538,6 @@ class Options(EtcdFlags):
         group=_KUBE,
         help="leases are the nodes' podCIDRs and annotations; NODE_NAME, or POD_NAME and"
         " POD_NAMESPACE, must be set; the etcd flags are unused",
-    )
-    kube_api_url: str = flag(
-        _URL,
-        default="",
-        group=_KUBE,
-        help="API server, in place of the kubeconfig's; in a pod neither is needed",
-    )
-    kubeconfig_file: Path | None = flag(
-        OPTIONAL_PATH, default="", group=_KUBE, help="kubeconfig file: server and credentials"
-    )
-    kube_annotation_prefix: str = flag(
-        _TEXT,
-        default="flannel.alpha.coreos.com",
-        group=_KUBE,
-        help="prefix of the node annotations",
     )
     net_config_path: Path = flag(
         PATH,

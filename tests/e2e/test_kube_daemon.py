@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from kube_network import KubeNetwork, foreign_annotations, keyed
 from manifests import base
+from operator_command import kersey
 from overlay_view import ip_json, overlay_link, peer_routes, subnet_of
 from testbed import (
     Cluster,
@@ -204,6 +205,29 @@ def test_status_shows_the_store_up_and_away(network: KubeNetwork) -> None:
             lambda: f"lost: kubernetes {network.api.url}" in shown(), timeout=30, what="lost shown"
         )
     wait_until(lambda: "store      connected" in shown(), timeout=30, what="connected shown")
+
+
+def test_leases_are_listed_from_any_node_without_a_node_of_its_own(network: KubeNetwork) -> None:
+    one, two = network.cluster.nodes
+    network.api.put("broken", cidr="10.244.9.0/24", annotations=keyed(garbled()))
+    store = ("--kube-subnet-mgr", f"--kube-api-url={network.api.url}")
+    done = kersey(one, "leases", *store)
+    rows = {row.split()[0]: row.split()[1:] for row in done.stdout.splitlines()[1:]}
+    assert rows == {
+        subnet_of(node): [str(node.address), "vxlan", node.name, "never"] for node in (one, two)
+    }
+    assert "kersey: record skipped: broken: node broken: public-ip" in done.stderr
+    found = json.loads(kersey(one, "leases", "--json", *store).stdout)
+    assert [each["expires_in_seconds"] for each in found["leases"]] == [None, None]
+    assert [each["record"] for each in found["skipped"]] == ["broken"]
+    with network.outage():
+        done = kersey(one, "leases", *store, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert network.api.url.removeprefix("http://") in done.stderr
+
+
+def garbled() -> dict[str, str]:
+    return {**foreign_annotations(node_address(77), MAC), "public_ip": "nowhere"}
 
 
 def test_traffic_goes_on_without_the_api_and_a_new_node_joins_after_it(

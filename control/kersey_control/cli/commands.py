@@ -72,7 +72,7 @@ def _doctor(flags: DoctorFlags, _arguments: Sequence[str]) -> int:
 def _leases(flags: LeasesFlags, _arguments: Sequence[str]) -> int:
     from kersey_control.cli.leases import run
 
-    return run(flags, json=flags.json)
+    return run(flags)
 
 
 def _check(flags: JsonFlag, arguments: Sequence[str]) -> int:
@@ -138,10 +138,11 @@ COMMANDS: Mapping[str, Command[Any]] = {
         },
     ),
     "leases": Command(
-        "list the leases of the network, as etcd has them",
+        "list the leases of the network, as the lease store has them",
         LeasesFlags,
         _leases,
-        details="Reads etcd alone. Of Kubernetes: kubectl get nodes -o yaml, and kersey peers.",
+        details="From etcd, or from the Kubernetes API with --kube-subnet-mgr, where they never"
+        " expire.",
     ),
     "config check": Command(
         "check a network config, and show what it means",

@@ -4,17 +4,16 @@ import sys
 import time
 from typing import Any
 
+from kersey_control.cli.schema import LeasesFlags
 from kersey_control.cli.text import print_json, remaining, table
-from kersey_control.options import EtcdFlags
-from kersey_control.subnets.etcd import EtcdOptions, EtcdStore, Inventory
+from kersey_control.subnets.base import Inventory
 
 
-def run(flags: EtcdFlags, *, json: bool) -> int:
+def run(flags: LeasesFlags) -> int:
     """Print every lease, and what could not be read."""
-    with EtcdStore(EtcdOptions.from_flags(flags)) as store:
-        found = store.list_leases()
+    found = _of_kubernetes(flags) if flags.kube_subnet_mgr else _of_etcd(flags)
     rows = _rows(found)
-    if json:
+    if flags.json:
         skipped = [{"record": each.record, "reason": each.reason} for each in found.skipped]
         print_json({"leases": rows, "skipped": skipped})
         return 0
@@ -24,6 +23,20 @@ def run(flags: EtcdFlags, *, json: bool) -> int:
     for each in found.skipped:
         print(f"kersey: record skipped: {each.record}: {each.reason}", file=sys.stderr)
     return 0
+
+
+def _of_etcd(flags: LeasesFlags) -> Inventory:
+    from kersey_control.subnets.etcd import EtcdOptions, EtcdStore  # noqa: PLC0415 - the other is not loaded
+
+    with EtcdStore(EtcdOptions.from_flags(flags)) as store:
+        return store.list_leases()
+
+
+def _of_kubernetes(flags: LeasesFlags) -> Inventory:
+    from kersey_control.subnets.kube import KubeOptions, KubeStore  # noqa: PLC0415 - see above
+
+    with KubeStore(KubeOptions.of_no_node(flags)) as store:
+        return store.list_leases()
 
 
 def _rows(found: Inventory) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from kersey_control.cli.command import (
     NodeFlags,
 )
 from kersey_control.flags import BOOLEAN, Kind, flag, integer, repeatable_flag
-from kersey_control.options import OPTIONAL_PATH, PATH, EtcdFlags
+from kersey_control.options import OPTIONAL_PATH, PATH, EtcdFlags, KubeFlags
 from kersey_control.verdicts import name_of
 
 _T = TypeVar("_T")
@@ -67,7 +67,7 @@ _SECONDS = integer(1, 3600, placeholder="SECONDS")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeasesFlags(JsonFlag, EtcdFlags):
+class LeasesFlags(JsonFlag, KubeFlags, EtcdFlags):
     """What `kersey leases` can be told."""
 
 

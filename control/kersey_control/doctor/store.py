@@ -8,7 +8,8 @@ from kersey_control.doctor.finding import Finding, error, note, warning
 from kersey_control.errors import InvalidInputError, StoreError
 from kersey_control.netconfig import NetworkConfig, parse_network_config
 from kersey_control.node_view import NodeView
-from kersey_control.subnets.etcd import EtcdOptions, EtcdStore, StoredLease
+from kersey_control.subnets.base import StoredLease
+from kersey_control.subnets.etcd import EtcdOptions, EtcdStore
 from kersey_control.told import ToldStatus
 
 _JUMP = 120.0

@@ -27,6 +27,7 @@ from kersey_control.notice import Notice
 __all__ = [
     "Changed",
     "Claim",
+    "Inventory",
     "Lost",
     "NodeStore",
     "OwnLease",
@@ -36,6 +37,7 @@ __all__ = [
     "Skipped",
     "Snapshot",
     "StoreEvent",
+    "StoredLease",
     "SubnetStore",
 ]
 
@@ -51,6 +53,22 @@ class OwnLease:
     lease: Lease
     expires_at: Moment | None
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLease:
+    """A lease and when it ends: seconds since the epoch, None if never."""
+
+    lease: Lease
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Every lease that the store holds, and what could not be read, for a person to look at."""
+
+    leases: tuple[StoredLease, ...]
+    skipped: tuple[Skipped, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Network
 from types import TracebackType
@@ -44,32 +44,16 @@ from kersey_control.lease import (
 )
 from kersey_control.netconfig import NetworkConfig
 from kersey_control.notice import Notice
-from kersey_control.subnets.base import Claim, OwnLease, Remembered
+from kersey_control.subnets.base import Claim, Inventory, OwnLease, Remembered, StoredLease
 from kersey_control.subnets.etcd_client import EtcdClient, Listing, Record, Span, Update
 from kersey_control.subnets.etcd_options import EtcdOptions, key_prefix
 from kersey_control.subnets.etcd_watch import Followed, Outage, Recovered, follow
 
-__all__ = ["EtcdOptions", "EtcdStore", "Inventory", "StoredLease"]
+__all__ = ["EtcdOptions", "EtcdStore"]
 
 LEASE_SECONDS = 24 * 60 * 60  # flannel's
 ACQUIRE_ATTEMPTS = 30
 ACQUIRE_PAUSE = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class StoredLease:
-    """A lease and when it ends: seconds since the epoch, None for a reservation."""
-
-    lease: Lease
-    expires_at: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """Everything under `subnets/` with its expiry, for a person to look at."""
-
-    leases: tuple[StoredLease, ...]
-    skipped: tuple[Skipped, ...]
 
 
 class EtcdStore:

@@ -29,7 +29,7 @@ from kersey_control.errors import (
 from kersey_control.events import Lost, Restored, StoreEvent
 from kersey_control.netconfig import NetworkConfig
 from kersey_control.notice import Notice
-from kersey_control.subnets.base import Claim, OwnLease, Remembered
+from kersey_control.subnets.base import Claim, Inventory, OwnLease, Remembered, StoredLease
 from kersey_control.subnets.kube_access import find_access
 from kersey_control.subnets.kube_events import EventWriter
 from kersey_control.subnets.kube_http import KubeClient, Request
@@ -44,7 +44,14 @@ from kersey_control.subnets.kube_node import (
 )
 from kersey_control.subnets.kube_options import KubeOptions
 from kersey_control.subnets.kube_table import NodeTable, Own
-from kersey_control.subnets.kube_watch import Followed, Listing, Outage, Recovered, follow
+from kersey_control.subnets.kube_watch import (
+    Followed,
+    Listing,
+    Outage,
+    Recovered,
+    follow,
+    list_nodes,
+)
 
 __all__ = ["KubeOptions", "KubeStore", "Remembered"]
 
@@ -89,6 +96,12 @@ class KubeStore:
     def close(self) -> None:
         """End all calls and watches in progress; twice does no harm."""
         self._client.close()
+
+    def list_leases(self) -> Inventory:
+        """Return the leases of all nodes. Raises StoreError."""
+        nodes = list_nodes(self._client, self._options.keys).nodes
+        found = NodeTable(lambda: None).replace(nodes)
+        return Inventory(tuple(StoredLease(lease, None) for lease in found.leases), found.skipped)
 
     def read_config(self) -> bytes:
         """Return the network config's JSON text. Raises InvalidInputError naming the file."""

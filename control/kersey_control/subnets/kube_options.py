@@ -7,12 +7,12 @@ else from flannel's flags.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from kersey_control.errors import InvalidInputError
-from kersey_control.options import Options
+from kersey_control.options import KubeFlags, Options
 
 DEFAULT_PREFIX = "flannel.alpha.coreos.com"
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -89,14 +89,22 @@ class KubeOptions:
     @classmethod
     def from_flags(cls, flags: Options, environ: Mapping[str, str] = os.environ) -> Self:
         """Return the settings that these flags and variables ask for. Raises InvalidInputError."""
-        return cls(
+        return replace(
+            cls.of_no_node(flags, environ),
             node=_node(environ),
             net_config_path=flags.net_config_path,
+            clears_network_unavailable=flags.set_node_network_unavailable,
+        )
+
+    @classmethod
+    def of_no_node(cls, flags: KubeFlags, environ: Mapping[str, str] = os.environ) -> Self:
+        """Return what suffices to read all nodes. Raises InvalidInputError."""
+        return cls(
+            node="",
             api_url=flags.kube_api_url,
             kubeconfig=flags.kubeconfig_file,
             service=_service(environ),
             keys=AnnotationKeys.from_prefix(flags.kube_annotation_prefix),
-            clears_network_unavailable=flags.set_node_network_unavailable,
         )
 
 

@@ -179,6 +179,12 @@ class _Follower:
         self._client.pause(at_least + self._backoff.delay(), self._stop)
 
 
+def list_nodes(client: KubeClient, keys: AnnotationKeys) -> Listing:
+    """Return every node once. Raises StoreError."""
+    with client.connected() as connection:
+        return Listing(_by_age(tuple(_pages(connection, keys))))
+
+
 def _pages(connection: Connection, keys: AnnotationKeys) -> Iterator[Page]:
     """Yield all pages of a list; together they are one instant. Raises StoreError."""
     continuation = ""

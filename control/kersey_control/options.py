@@ -389,7 +389,7 @@ class Options(KubeFlags, EtcdFlags):
         default="/var/cache/kersey",
         group=_DATAPATH,
         help="where compiled programs are kept, so that a node that boots need not compile them"
-        " again; empty: nowhere",
+        " again; --cache-dir= is nowhere",
         own=True,
     )
     audit_interval: int = flag(

@@ -34,6 +34,8 @@ KEPT = "kept"
 _FORMAT = 1
 """Of the file; another one is not read."""
 
+_LIBRARIES = ("libbcc.so.0", "libclang-cpp.so.*", "libLLVM*.so*")
+
 _INSTRUCTION_SIZE = 8
 _LOAD_ADDRESS = 0x18  # BPF_LD | BPF_IMM | BPF_DW
 _MAP_DESCRIPTOR = 1  # BPF_PSEUDO_MAP_FD, the source register of that instruction
@@ -110,7 +112,7 @@ def _keep(request: dict[str, Any], built: _Built) -> None:
     """Write the instructions down, each with its map's place in a list of names."""
     names = list(built.maps.values())
     path = Path(request["kept"])
-    unfinished = path.with_name(f"{path.name}.new")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         placed = {
             name: _with_maps(code, lambda fd: names.index(built.maps[fd]))
@@ -184,11 +186,15 @@ def _sum(text: str) -> str:
 
 
 def _key(request: dict[str, Any]) -> list[Any]:
-    """Return what has to be the same for instructions to be the same: text and compiler."""
-    bcc = find_spec("bcc")  # not loaded: that is what takes the time
-    found = None if bcc is None or bcc.origin is None else Path(bcc.origin).stat()
-    version = None if found is None else [found.st_size, found.st_mtime_ns]
-    return [_FORMAT, request["digest"], version]
+    """Return what has to be the same for instructions to be the same: text and compiler.
+
+    The compiler by its files as Debian has them: to load it is what takes the time.
+    """
+    bcc = find_spec("bcc")
+    files = [] if bcc is None or bcc.origin is None else [Path(bcc.origin)]
+    files += [path for name in _LIBRARIES for path in Path("/usr/lib").glob(f"*-linux-gnu/{name}")]
+    versions = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return [_FORMAT, request["digest"], *map(list, sorted(versions))]
 
 
 class _LoadOptions(ctypes.Structure):

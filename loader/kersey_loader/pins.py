@@ -32,8 +32,8 @@ WIRE = Program.WIRE.function
 """The only one that is XDP, and that a kernel may refuse without harm to the others."""
 FUNCTIONS = (*(program.function for program in Program if program is not Program.WIRE), CLOCK)
 
-KEPT_FILES = ("programs-*.json", "programs-*.json.new")
-"""All files of compiled programs in a folder; the second kind is not written to its end."""
+KEPT_FILES = "programs-*.json*"
+"""All files of compiled programs in a folder, those too that were not written to their end."""
 
 _CFLAGS = ("-Wno-address-of-packed-member",)
 

@@ -58,7 +58,7 @@ def remove_pins(directory: Path, network: str = "*") -> int:
 
 def remove_kept(cache: Path) -> int:
     """Remove the files of compiled programs in `cache`; return how many. Raises BpfError."""
-    files = [path for pattern in KEPT_FILES for path in cache.glob(pattern)]
+    files = list(cache.glob(KEPT_FILES))
     try:
         for path in files:
             path.unlink(missing_ok=True)

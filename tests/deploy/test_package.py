@@ -318,7 +318,7 @@ def test_a_removal_leaves_flannel_alone_where_no_daemon_has_run(tmp_path: Path) 
 
 
 def test_a_removal_leaves_files_of_others_beside_compiled_programs(tmp_path: Path) -> None:
-    files = ("programs-udp.json", "programs-udp.json.new", "others")
+    files = ("programs-udp.json", "programs-udp.json.4711", "others")
     maintain(tmp_path, "prerm", "remove", there="/run/flannel", cache=files)
     assert (tmp_path / "left").read_text().split() == ["/mnt/cache", "/mnt/cache/others"]
 

@@ -73,6 +73,9 @@ def test_a_second_daemon_with_the_same_files_is_refused(shared_network: Cluster)
 
 def test_an_unknown_command_and_a_bad_flag_name_themselves(shared_network: Cluster) -> None:
     node = shared_network.nodes[0]
+    misplaced = ("leases", "--kube-api-url=http://192.0.2.1")
+    done = kersey(node, *misplaced, check=False)
+    assert (done.returncode, "--kube-subnet-mgr" in done.stderr) == (2, True)
     for arguments in (("lease",), ("leases", "--etcd-endpoint=x"), ("version", "surplus")):
         done = kersey(node, *arguments, check=False)
         assert done.returncode == 2

@@ -2,7 +2,7 @@
 
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -190,6 +190,10 @@ def _certify(directory: Path) -> Certificates:
     return Certificates(directory / "ca.pem", directory / "server.pem", directory / "client.pem")
 
 
+def _key_of(files: Certificates) -> Path:
+    return files.client.with_suffix(".key")
+
+
 def _tls_server(data: Path, certificates: Certificates, *flags: str) -> EtcdServer:
     context = ssl.create_default_context(cafile=certificates.ca)
     context.load_cert_chain(certificates.client, certificates.client.with_suffix(".key"))
@@ -272,7 +276,7 @@ def test_replaced_certificates_are_read_when_the_former_ones_are_refused(
             endpoints=(server.url,),
             cafile=files.ca,
             certfile=files.client,
-            keyfile=files.client.with_suffix(".key"),
+            keyfile=_key_of(files),
         )
         with EtcdStore(options) as store, Following(store) as following:
             own = store.acquire(make_claim(), config)
@@ -282,11 +286,51 @@ def test_replaced_certificates_are_read_when_the_former_ones_are_refused(
             server.start()
             following.wait_for_kind(Restored)
             assert store.renew(own, make_claim()).lease == own.lease
-            files.client.unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda files: files.client.unlink(), id="certificate is gone"),
+        pytest.param(lambda files: files.client.write_bytes(b""), id="certificate is empty"),
+        pytest.param(lambda files: _key_of(files).write_bytes(b""), id="key is empty"),
+        pytest.param(lambda files: files.ca.write_bytes(b""), id="authority is empty"),
+        pytest.param(
+            lambda files: files.client.write_bytes(files.server.read_bytes()),
+            id="certificate of another key",
+        ),
+    ],
+)
+def test_files_that_are_not_wholly_replaced_leave_the_former_in_use(
+    tmp_path: Path, config: NetworkConfig, spoil: Callable[[Certificates], object]
+) -> None:
+    files = _certify(tmp_path)
+    options = EtcdOptions(
+        endpoints=("https://127.0.0.1:1",),
+        cafile=files.ca,
+        certfile=files.client,
+        keyfile=_key_of(files),
+    )
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(files.ca.read_bytes())
+    flags = ("--client-cert-auth", f"--trusted-ca-file={trusted}")
+    with _tls_server(tmp_path / "etcd", files, *flags) as server:
+        dead = options.endpoints[0]
+        with EtcdStore(replace(options, endpoints=(dead, server.url))) as store:
+            own = store.acquire(make_claim(), config)
+            good = {path: path.read_bytes() for path in (files.ca, files.client, _key_of(files))}
+            spoil(files)
             server.kill()
-            for _ in range(2):
-                with pytest.raises(StoreUnavailableError):
-                    store.list_leases()
+            with pytest.raises(StoreUnavailableError):
+                store.list_leases()
+            for path, text in good.items():
+                path.write_bytes(text)
+            server.start()
+            spoil(files)
+            wait_until(lambda: _is_available(store), timeout=20, what="etcd answers again")
+            assert store.renew(own, make_claim()).lease == own.lease
+        with pytest.raises((InvalidInputError, StoreUnavailableError)):  # no sudden end, at least
+            EtcdStore(replace(options, endpoints=(server.url,))).list_leases()
 
 
 def test_unreadable_tls_file_is_named(tmp_path: Path) -> None:

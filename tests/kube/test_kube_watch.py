@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 
 import pytest
 from etcd.following import Following
+from kersey_control.errors import StoreUnavailableError
 from kersey_control.events import Changed, Lost, Removed, Restored, Skipped, Snapshot
 from kersey_control.subnets import kube_http, kube_watch
 from kersey_control.subnets.kube import KubeOptions, KubeStore
@@ -188,6 +189,20 @@ def test_a_list_that_expires_between_pages_is_read_again(api: ApiServer, store: 
         following.wait_for_kind(Snapshot)
         assert held(following.state) == expected(api)
         assert following.kinds() == ["Lost", "Restored", "Snapshot"]
+
+
+def test_an_inventory_that_expires_between_pages_is_read_again_but_not_for_ever(
+    api: ApiServer, store: KubeStore
+) -> None:
+    api.page_limit = 2
+    for number in range(1, 8):
+        join(api, number)
+    api.fail("list", Fault(410))
+    listed = {stored.lease.subnet: stored.lease for stored in store.list_leases().leases}
+    assert held(listed) == expected(api)
+    api.fail("list", *[Fault(410)] * 100)
+    with pytest.raises(StoreUnavailableError, match="expired"):
+        store.list_leases()
 
 
 def test_streams_that_end_at_once_are_not_opened_in_a_hurry(

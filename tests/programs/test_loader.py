@@ -26,6 +26,7 @@ from kersey_loader.layout import MapSpec, MapType, Program
 from kersey_loader.probe import probe
 from kersey_loader.remove import remove_kept
 from kersey_loader.tunnel import TunnelKind, VxlanTunnel
+from testbed.waiting import wait_until
 
 CONFIG = DatapathConfig(
     uplink=1,
@@ -337,22 +338,24 @@ def test_programs_that_cannot_be_kept_are_loaded_all_the_same(
     assert cached.cache is not None
     cached.cache.parent.mkdir()
     spoil(cached.cache)
-    with caplog.at_level("INFO"):
-        load(cached).close()
+    try:
+        with caplog.at_level("INFO"):
+            load(cached).close()
+        assert cached.cache.is_file() or list(cached.cache.iterdir()) == []
+    finally:
+        subprocess.run(["umount", cached.cache], check=False, capture_output=True)
     (remark,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "the compiled programs are not kept" in vars(remark)["output"]
     assert messages(caplog)[-1] == COMPILED
-    if cached.cache.is_dir():
-        assert list(cached.cache.iterdir()) == []
-        subprocess.run(["umount", cached.cache], check=True)
 
 
 def test_programs_of_another_compiler_are_compiled_anew(
     cached: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     def another(kept: dict[str, Any]) -> None:
-        form, digest, (size, changed_at) = kept["of"]
-        kept["of"] = [form, digest, [size, changed_at - 1]]
+        name, size, changed_at = kept["of"][-1]
+        assert "libclang" in json.dumps(kept["of"])
+        kept["of"][-1] = [name, size, changed_at - 1]
 
     with caplog.at_level("INFO"):
         load(cached).close()
@@ -365,7 +368,7 @@ def test_only_files_of_compiled_programs_are_removed(cached: Settings) -> None:
     assert cached.cache is not None
     assert remove_kept(cached.cache) == 0
     load(cached).close()
-    for name in ("programs-udp.json.new", "others"):
+    for name in ("programs-udp.json.4711", "others"):
         (cached.cache / name).touch()
     assert remove_kept(cached.cache) == 2
     assert kept_file(cached).name == "others"
@@ -505,7 +508,17 @@ def test_programs_are_attached_again_after_somebody_removed_their_pins(settings:
         loaded.attach_uplink(port, direct=False)
         shutil.rmtree(settings.directory / "links")
         assert loaded.attachments() == ()
-        loaded.attach_uplink(port, direct=False)
+
+        def is_attached_again() -> bool:
+            try:
+                loaded.attach_uplink(port, direct=False)
+            except AttachError as error:  # the kernel frees a link some time after its last pin
+                if "File exists" not in str(error):
+                    raise
+                return False
+            return True
+
+        wait_until(is_attached_again, timeout=10, what="the former link is gone")
         assert len(loaded.attachments()) == 1
 
 

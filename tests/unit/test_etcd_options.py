@@ -33,6 +33,12 @@ def test_default_endpoints_are_flannels() -> None:
     assert [str(x) for x in endpoints] == ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]
 
 
+def test_an_endpoint_given_twice_counts_once() -> None:
+    urls = ("http://a:1", "http://b:1", "a:1/", " http://a:1")
+    endpoints = parse_endpoints(EtcdOptions(endpoints=urls))
+    assert [str(each) for each in endpoints] == ["http://a:1", "http://b:1"]
+
+
 def test_endpoint_without_scheme_is_secure_if_a_tls_file_is_given() -> None:
     options = EtcdOptions(endpoints=("etcd:2379", "https://b:1"), cafile=Path("ca.pem"))
     assert all(endpoint.secure for endpoint in parse_endpoints(options))

@@ -6,11 +6,14 @@ from typing import Any
 
 from kersey_control.cli.schema import LeasesFlags
 from kersey_control.cli.text import print_json, remaining, table
+from kersey_control.flags import UsageError
 from kersey_control.subnets.base import Inventory
 
 
 def run(flags: LeasesFlags) -> int:
-    """Print every lease, and what could not be read."""
+    """Print every lease, and what could not be read. Raises UsageError, StoreError."""
+    if not flags.kube_subnet_mgr and (flags.kube_api_url or flags.kubeconfig_file):
+        raise UsageError("an API server is given without --kube-subnet-mgr, so etcd would be read")
     found = _of_kubernetes(flags) if flags.kube_subnet_mgr else _of_etcd(flags)
     rows = _rows(found)
     if flags.json:

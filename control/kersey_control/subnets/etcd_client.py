@@ -333,7 +333,8 @@ class EtcdClient:
         Ends when `stop` is set or the client is closed. Raises HistoryLostError when changes are
         missing for good and StoreError for every other end of the stream.
         """
-        with self._opened(span, known) as stream:
+        index = self._preferred
+        with self._opened(index, span, known) as stream:
             deadline = time.monotonic() + CALL_TIMEOUT
             while not stop.is_set() and not self.is_closed:
                 response = stream.next(POLL)
@@ -341,15 +342,15 @@ class EtcdClient:
                     deadline = float("inf")
                     yield _updates(response, known)
                 elif time.monotonic() > deadline:
-                    self._prefer_next(stream.session)
+                    self._prefer_next(index)
                     raise StoreUnavailableError(f"etcd {stream.session.endpoint}: watch timed out")
 
-    def _opened(self, span: Span, known: Position) -> "_Stream":
-        session = self._session(self._preferred)
+    def _opened(self, index: int, span: Span, known: Position) -> "_Stream":
         try:
+            session = self._session(index)
             _guard(session, session.login)
         except StoreUnavailableError:
-            self._prefer_next(session)
+            self._prefer_next(index)
             raise
         create = rpc_pb2.WatchCreateRequest(
             key=span.start.encode(), range_end=span.end, start_revision=known.revision + 1
@@ -357,7 +358,7 @@ class EtcdClient:
         return _Stream(
             session,
             rpc_pb2.WatchRequest(create_request=create),
-            on_loss=lambda: self._prefer_next(session),
+            on_loss=lambda: self._prefer_next(index),
         )
 
     def _list(self, span: Span) -> Listing:
@@ -395,14 +396,12 @@ class EtcdClient:
         first = self._preferred
         trouble: list[str] = []
         for offset in range(len(self._endpoints)):
-            session = self._session((first + offset) % len(self._endpoints))
+            index = (first + offset) % len(self._endpoints)
             try:
-                result = _authenticated(session, call)
+                return _authenticated(self._session(index), call)
             except StoreUnavailableError as error:
                 trouble.append(str(error))
-                self._prefer_next(session)
-            else:
-                return result
+                self._prefer_next(index)
         raise StoreUnavailableError("; ".join(trouble))
 
     def _session(self, index: int) -> _Session:
@@ -415,24 +414,30 @@ class EtcdClient:
 
     def _new_session(self, endpoint: Endpoint) -> _Session:
         try:
+            if endpoint.secure:
+                _require_usable(self._options)
             return _Session(endpoint, self._options)
-        except OSError as error:  # a certificate is being replaced
-            raise StoreUnavailableError(f"etcd {endpoint}: {error}") from None
+        except OSError as error:
+            raise StoreUnavailableError(f"etcd {endpoint}: TLS files: {error}") from None
 
-    def _prefer_next(self, failed: _Session) -> None:
+    def _prefer_next(self, failed: int) -> None:
         """Turn to the next endpoint, unless another thread has turned away from `failed` before.
 
         Certificates that are good no more show as a failure too: replaced ones are read then.
         """
         with self._lock:
-            index = self._endpoints.index(failed.endpoint)
-            if self._preferred == index:
-                self._preferred = (index + 1) % len(self._endpoints)
-            if self._sessions.get(index) is not failed or not failed.is_outdated:
+            if self._preferred == failed:
+                self._preferred = (failed + 1) % len(self._endpoints)
+            session = self._sessions.get(failed)
+            if session is None or not session.is_outdated or self.is_closed:
                 return
-            del self._sessions[index]
-        logger.info("etcd TLS files were replaced", extra={"endpoint": str(failed.endpoint)})
-        failed.close()
+            try:
+                self._sessions[failed] = self._new_session(session.endpoint)
+            except StoreUnavailableError as error:  # not wholly replaced yet: the former may do
+                logger.debug("etcd TLS files not read again", extra={"error": str(error)})
+                return
+        logger.info("etcd TLS files were replaced", extra={"endpoint": str(session.endpoint)})
+        session.close()
 
 
 class _Stream:
@@ -625,6 +630,15 @@ def _tls_arguments(options: EtcdOptions) -> dict[str, str | None]:
         "cert_cert": str(options.certfile) if options.certfile else None,
         "cert_key": str(options.keyfile) if options.keyfile else None,
     }
+
+
+def _require_usable(options: EtcdOptions) -> None:
+    """Raise OSError for files that gRPC would end the process for, or could not connect with."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if options.cafile is not None:
+        context.load_verify_locations(options.cafile)
+    if options.certfile is not None:
+        context.load_cert_chain(options.certfile, options.keyfile, password=lambda: "")
 
 
 def _versions(paths: Iterable[Path]) -> tuple[tuple[int, int] | None, ...]:

@@ -71,7 +71,7 @@ class Endpoint:
 
 
 def parse_endpoints(options: EtcdOptions) -> tuple[Endpoint, ...]:
-    """Return the endpoints in the given order.
+    """Return the endpoints in the given order, each once.
 
     Raises InvalidInputError for an empty list, a malformed endpoint, http and https side by side,
     or half a client certificate.
@@ -82,7 +82,8 @@ def parse_endpoints(options: EtcdOptions) -> tuple[Endpoint, ...]:
             field="etcd-certfile, etcd-keyfile", value=str(given), expected="both or neither"
         )
     texts = [text.strip() for text in options.endpoints if text.strip()]
-    endpoints = tuple(_endpoint(text, secure=bool(options.tls_files)) for text in texts)
+    found = (_endpoint(text, secure=bool(options.tls_files)) for text in texts)
+    endpoints = tuple(dict.fromkeys(found))
     if not endpoints:
         raise InvalidInputError(field=_FIELD, value=options.endpoints, expected="at least one")
     if len({endpoint.secure for endpoint in endpoints}) > 1:

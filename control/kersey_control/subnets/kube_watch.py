@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 from urllib.parse import urlencode
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 PAGE_SIZE = 250
 """Nodes in one answer, some 2 MB: what a list takes in memory while it is read."""
 
+LIST_ATTEMPTS = 5
 RETRY_INITIAL = 0.2
 RETRY_CAP = 15.0
 STEADY = 60.0  # seconds between two failures after which the second one is a new trouble
@@ -181,8 +183,10 @@ class _Follower:
 
 def list_nodes(client: KubeClient, keys: AnnotationKeys) -> Listing:
     """Return every node once. Raises StoreError."""
-    with client.connected() as connection:
-        return Listing(_by_age(tuple(_pages(connection, keys))))
+    for _ in range(LIST_ATTEMPTS):
+        with suppress(HistoryLostError), client.connected() as connection:  # between two pages
+            return Listing(_by_age(tuple(_pages(connection, keys))))
+    raise StoreUnavailableError("kubernetes: the list of nodes expired while it was read")
 
 
 def _pages(connection: Connection, keys: AnnotationKeys) -> Iterator[Page]:

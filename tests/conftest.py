@@ -6,6 +6,7 @@ where the environment says CI=true: there, everything that a test needs has to b
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from itertools import count
@@ -26,8 +27,10 @@ _numbers = count(1)
 def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled programs for as long as the suite runs, and never in the machine's own place.
 
-    Only `tests/programs/test_loader.py` is about compilation; all others would wait for it.
+    Only `tests/programs/test_loader.py` is about compilation; all others would wait for it. And
+    heed SIGINT, which a shell has its background jobs ignore: what we start inherits that.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "KERSEY_CACHE_DIR" not in os.environ:
         cache = tempfile.TemporaryDirectory()
         config.add_cleanup(cache.cleanup)

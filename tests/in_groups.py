@@ -26,11 +26,13 @@ _LONG = (
     "test_backends",
     "test_switching",
     "test_fast_path",
-    "netns",
-    "test_from_uplink",
-    "test_wire",
     "test_kube_daemon",
+    "test_loader",
+    "netns",
+    "test_probes",
     "kube",
+    "test_operator",
+    "test_backends_traffic",
 )
 """Started first, so that none of them is left alone at the end."""
 

@@ -102,6 +102,7 @@ def test_flannels_peers_are_adopted_without_a_gap_and_stale_ones_removed(lab: La
         _flannel_peer(peer(number))
     lab.ready()
     changes = _Changes()
+    wait_told()
     with Monitor(changes):
         lab.forwarding.set_peers([peer(1), peer(2, mac=MAC)], now())
         seen = changes.all()
@@ -118,6 +119,7 @@ def test_changed_mac_has_its_forwarding_entry_before_the_neighbour_names_it(
 ) -> None:
     ready_lab.forwarding.set_peers([peer(1)], now())
     changes = _Changes()
+    wait_told()
     with Monitor(changes):
         ready_lab.forwarding.put(peer(1, mac=MAC), now())
         seen = changes.all()
@@ -161,6 +163,7 @@ def test_foreign_change_is_noticed_and_repaired(ready_lab: Lab, disturbance: str
     peers = (peer(1), peer(2))
     ready_lab.forwarding.set_peers(peers, now())
     relevant = _relevant(ready_lab)
+    wait_told()
     with Monitor(relevant):
         run(*disturbance.split())
         wait_until(lambda: relevant.seen, timeout=5, what="a relevant change")

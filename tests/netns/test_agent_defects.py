@@ -29,7 +29,7 @@ from kersey_control.subnets.base import Claim, OwnLease, Remembered
 from kersey_control.underlay import Underlay
 from kersey_control.uplink import Uplink
 from testbed import wait_until
-from vxlan_lab import NETWORK, SUBNET, Lab, ip
+from vxlan_lab import NETWORK, SUBNET, Lab, ip, wait_told
 
 CONFIG = parse_network_config(json.dumps({"Network": str(NETWORK)}).encode(), None)
 
@@ -211,6 +211,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def node(lab: Lab, tmp_path: Path) -> Iterator[Node]:
     node = Node(lab, tmp_path)
+    wait_told()  # else it hears of a change that no test has made
     with node.running():
         node.expect_ready()
         yield node

@@ -310,9 +310,10 @@ def open_lab(directory: Path, wire: Wire = VXLAN_WIRE) -> Iterator[Lab]:
             yield Lab(datapath, wire, directory)
 
 
-def kept_programs() -> Path:
-    """Return where the whole run of the suite keeps compiled programs (conftest.py)."""
-    return Path(os.environ["KERSEY_CACHE_DIR"])
+def kept_programs() -> Path | None:
+    """Return where a run of the suite keeps compiled programs (conftest.py); a bench has none."""
+    folder = os.environ.get("KERSEY_CACHE_DIR")
+    return Path(folder) if folder else None
 
 
 @contextmanager

@@ -29,14 +29,14 @@ def run(flags: LeasesFlags) -> int:
 
 
 def _of_etcd(flags: LeasesFlags) -> Inventory:
-    from kersey_control.subnets.etcd import EtcdOptions, EtcdStore  # noqa: PLC0415 - the other is not loaded
+    from kersey_control.subnets.etcd import EtcdOptions, EtcdStore  # noqa: PLC0415 - loads gRPC
 
     with EtcdStore(EtcdOptions.from_flags(flags)) as store:
         return store.list_leases()
 
 
 def _of_kubernetes(flags: LeasesFlags) -> Inventory:
-    from kersey_control.subnets.kube import KubeOptions, KubeStore  # noqa: PLC0415 - see above
+    from kersey_control.subnets.kube import KubeOptions, KubeStore  # noqa: PLC0415 - only if asked
 
     with KubeStore(KubeOptions.of_no_node(flags)) as store:
         return store.list_leases()

@@ -429,7 +429,7 @@ class EtcdClient:
             if self._preferred == failed:
                 self._preferred = (failed + 1) % len(self._endpoints)
             session = self._sessions.get(failed)
-            if session is None or not session.is_outdated or self.is_closed:
+            if session is None or not session.is_outdated:
                 return
             try:
                 self._sessions[failed] = self._new_session(session.endpoint)
